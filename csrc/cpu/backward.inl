@@ -1,0 +1,303 @@
+// The backward sweep of one direction over a set of rows, from its last step to its first:
+//
+//   for each chunk of steps, last first
+//     for each step, last first
+//       the cell's backward on  carry + dy  ->  gate gradients dg [rows, columns * H], and what flows to h_{s-1} directly
+//       carry += dg W_hh                                                             inherently sequential
+//     dW_ih += dg^T x    dW_hh += dg^T h_{s-1}    db += column sums of dg    dx = dg W_ih      products over the whole chunk
+//
+// carry [rows, P] is the gradient of h_{s-1} that comes from later steps; a row's carry starts as its gradient of h_n.
+// With a projection, dq = carry + dy is first taken through W_hr, and dW_hr += dq^T u. Not here: threads, allocation, torch.
+#pragma once
+
+#include "sweep.h"
+
+namespace birnn {
+namespace BIRNN_NS {
+
+template <class T, class Cell>
+struct BackwardSweep {
+  static constexpr int L = lanes<T>, G = Cell::gates, S = Cell::saved;
+  static constexpr bool has_c = Cell::states == 2;
+  static constexpr int first_x_column = Cell::x_column(G - 1) < Cell::x_column(0) ? Cell::x_column(G - 1) : Cell::x_column(0);
+  static constexpr int first_h_column = Cell::h_column(0);
+  static constexpr int wide = panel_width(1);
+
+  // W_hh, W_ih and W_hr for products from the left (rows of the matrix are the summed index); shared by all tasks of a direction.
+  struct Packed {
+    Shape ih, hh, hr;
+    T *w_ih, *w_hh, *w_hr;
+
+    Packed(const Backward<T>& q, Arena<T>& arena)
+        : ih{G * q.f.n.H, q.f.n.I, 1, wide}, hh{G * q.f.n.H, q.f.n.P, 1, wide}, hr{q.f.n.P, q.f.n.H, 1, wide} {
+      w_ih = q.dx[0] ? arena.take(ih.size<T>()) : nullptr;
+      w_hh = arena.take(hh.size<T>());
+      w_hr = q.f.n.projected ? arena.take(hr.size<T>()) : nullptr;
+    }
+  };
+
+  static int64_t packed_size(const Backward<T>& q) {
+    Arena<T> arena{nullptr};
+    Packed measured(q, arena);
+    return arena.used;
+  }
+
+  static void pack(const Backward<T>& q, int dir, T* memory) {
+    Arena<T> arena{memory};
+    Packed p(q, arena);
+    const Weights<T>& w = q.f.w[dir];
+    const int64_t H = q.f.n.H;
+    for (int g = 0; g < G; ++g) {
+      const int64_t x_row = (Cell::x_column(g) - first_x_column) * H, h_row = (Cell::h_column(g) - first_h_column) * H;
+      for (int64_t u = 0; u < H; ++u) {
+        if (p.w_ih) pack_row(p.ih, x_row + u, w.w_ih + (g * H + u) * p.ih.N, p.w_ih);
+        pack_row(p.hh, h_row + u, w.w_hh + (g * H + u) * p.hh.N, p.w_hh);
+      }
+    }
+    if (p.w_hr) {
+      for (int64_t k = 0; k < p.hr.K; ++k) pack_row(p.hr, k, w.w_hr + k * p.hr.N, p.w_hr);
+    }
+  }
+
+  // Rows per chunk: the input rows, packed, fill half of L2; each chunk reads and writes the whole weight gradient once, so that
+  // few rows would make that the main cost.
+  static int64_t chunk_target(const Sizes& n, int64_t l2_bytes) {
+    const int64_t rows = l2_bytes / 2 / int64_t(sizeof(T)) / (n.I > n.P ? n.I : n.P);
+    return rows < 128 ? 128 : rows > 512 ? 512 : rows;
+  }
+
+  struct Scratch {
+    int64_t capacity, ld_g, ld_p, ld_u;
+    T *dg, *carry, *dc, *dq, *du, *operand, *strip, *sums;
+    int64_t* dx_at;  // [capacity] where a row of the chunk has its dx
+
+    Scratch(const Backward<T>& q, const Rows& rows, int64_t target, Arena<T>& arena) {
+      const Sizes& n = q.f.n;
+      capacity = chunk_capacity(rows, target);
+      ld_g = padded<T>(Cell::columns * n.H), ld_p = padded<T>(n.P), ld_u = padded<T>(n.H);
+      dg = arena.take(capacity * ld_g);
+      carry = arena.take(rows.count * ld_p);
+      dc = has_c ? arena.take(rows.count * ld_u) : nullptr;
+      dq = n.projected ? arena.take(capacity * ld_p) : nullptr;
+      du = n.projected ? arena.take(rows.count * ld_u) : nullptr;
+      int64_t widest = n.I > n.P ? n.I : n.P;
+      if (n.H > widest) widest = n.H;
+      operand = arena.take(capacity * round_up(widest, L));
+      strip = arena.take(capacity * max_tile_rows);
+      sums = arena.take(round_up(Cell::columns * n.H, L));
+      dx_at = reinterpret_cast<int64_t*>(arena.take(capacity * int64_t(sizeof(int64_t) / sizeof(T))));
+    }
+  };
+
+  static int64_t scratch_size(const Backward<T>& q, const Task& task, int64_t l2_bytes) {
+    const Rows rows(q.f.lengths, q.f.n.T, task);
+    Arena<T> arena{nullptr};
+    Scratch measured(q, rows, chunk_target(q.f.n, l2_bytes), arena);
+    return arena.used;
+  }
+
+  // The chunk that ends before step `end`; its rows are stored last step first.
+  static Chunk chunk_before(const Rows& rows, int64_t end, int64_t act, int64_t target) {
+    Chunk c{end, end, 0};
+    while (c.begin > 0) {
+      act = active_up(rows, c.begin - 1, act);
+      if (c.begin < end && c.rows + act > target) break;
+      c.rows += act;
+      --c.begin;
+    }
+    return c;
+  }
+  static int64_t active_up(const Rows& rows, int64_t s, int64_t act) {
+    while (act < rows.count && rows.length(act) > s) ++act;
+    return act;
+  }
+
+  static const T* saved_at(const Backward<T>& q, int dir, int64_t t, int64_t b) {
+    return q.f.saved + ((dir * q.f.n.T + t) * q.f.n.B + b) * S * q.f.n.H;
+  }
+
+  // h_{s-1} and c_{s-1} of row i; null is a state of zeros.
+  static const T* h_before(const Backward<T>& q, const Rows& rows, int64_t i, int64_t s) {
+    const Forward<T>& f = q.f;
+    const int64_t b = rows.index[i];
+    if (s > 0) return f.y + rows.time(i, s - 1) * f.y_t + b * f.y_b + rows.dir * f.n.P;
+    return f.h0 ? f.h0 + (rows.dir * f.n.B + b) * f.n.P : nullptr;
+  }
+  static const T* c_before(const Backward<T>& q, const Rows& rows, int64_t i, int64_t s) {
+    const Forward<T>& f = q.f;
+    const int64_t b = rows.index[i];
+    if (s > 0) return saved_at(q, rows.dir, rows.time(i, s - 1), b) + (S - 1) * f.n.H;  // c' is saved last
+    return f.c0 ? f.c0 + (rows.dir * f.n.B + b) * f.n.H : nullptr;
+  }
+
+  static Vec<T> load_or_zero(const T* p, int64_t unit, int64_t some) { return p ? load_some(p + unit, some) : Vec<T>{}; }
+
+  static void run(const Backward<T>& q, const Task& task, const Gradients<T>& out, T* packed_memory, T* scratch_memory,
+                  int64_t l2_bytes) {
+    const Rows rows(q.f.lengths, q.f.n.T, task);
+    const Sizes& n = q.f.n;
+    const int64_t target = chunk_target(n, l2_bytes);
+    Arena<T> packed_arena{packed_memory}, scratch_arena{scratch_memory};
+    const Packed w(q, packed_arena);
+    const Scratch m(q, rows, target, scratch_arena);
+
+    read_state(rows, q.dh_n, n.B, n.P, m.carry, m.ld_p);
+    if (has_c) read_state(rows, q.dc_n, n.B, n.H, m.dc, m.ld_u);
+    zero(m.sums, Cell::columns * n.H);
+
+    int64_t act = 0;
+    for (int64_t end = rows.steps(); end > 0;) {
+      const Chunk chunk = chunk_before(rows, end, act, target);
+      int64_t row = 0;
+      for (int64_t s = chunk.end - 1; s >= chunk.begin; --s, row += act) {
+        act = active_up(rows, s, act);
+        step(q, rows, s, act, row, w, m);
+      }
+      const bool add = chunk.end < rows.steps();
+      if (q.want_weights) weight_gradients(q, rows, chunk, out, m, act, add);
+      if (q.dx[rows.dir]) {
+        product(w.ih, w.w_ih, chunk.rows, m.dg + first_x_column * n.H, m.ld_g, false,
+                [&](int64_t first, int units, int64_t r0, int count, const T* tile) __attribute__((always_inline)) {
+                  for (int r = 0; r < count; ++r) {
+                    T* dx = q.dx[rows.dir] + m.dx_at[r0 + r];
+                    for (int k = 0; k < units; ++k) {
+                      const int64_t at = (first + k) * L;
+                      store_some(dx + at, load(tile + (r * units + k) * L), n.I - at);
+                    }
+                  }
+                });
+      }
+      end = chunk.begin;
+    }
+    finish(q, rows, out, m);
+  }
+
+  static void step(const Backward<T>& q, const Rows& rows, int64_t s, int64_t act, int64_t row, const Packed& w,
+                   const Scratch& m) {
+    const Sizes& n = q.f.n;
+    T* dg = m.dg + row * m.ld_g;
+    if (n.projected) unproject(q, rows, s, act, row, w, m);
+    for (int64_t i = 0; i < act; ++i) {
+      const int64_t b = rows.index[i], t = rows.time(i, s);
+      const T* saved = S ? saved_at(q, rows.dir, t, b) : nullptr;
+      const T* dy = q.dy && !n.projected ? q.dy + t * q.dy_t + b * q.dy_b + rows.dir * n.P : nullptr;
+      const T* y = q.f.y + t * q.f.y_t + b * q.f.y_b + rows.dir * n.P;
+      const T* h_old = Cell::reads_h ? h_before(q, rows, i, s) : nullptr;
+      const T* c_old = has_c ? c_before(q, rows, i, s) : nullptr;
+      const T* dh = n.projected ? m.du + i * m.ld_u : m.carry + i * m.ld_p;
+      if (q.dx[rows.dir]) m.dx_at[row + i] = t * q.dx_t + b * q.dx_b;
+      for (int64_t unit = 0; unit < n.H; unit += L) {
+        const int64_t some = n.H - unit;
+        Vec<T> save[S + 1], old[2], ds_new[2], d[Cell::columns], ds[2], h_new = {};
+        for (int v = 0; v < S; ++v) save[v] = load_some(saved + v * n.H + unit, some);
+        if (Cell::reads_h) old[0] = load_or_zero(h_old, unit, some), h_new = load_some(y + unit, some);
+        if (has_c) old[1] = load_or_zero(c_old, unit, some), ds_new[1] = load(m.dc + i * m.ld_u + unit);
+        ds_new[0] = load(dh + unit) + load_or_zero(dy, unit, some);
+        Cell::backward(save, old, h_new, ds_new, d, ds);
+        for (int c = 0; c < Cell::columns; ++c) store_some(dg + i * m.ld_g + c * n.H + unit, d[c], some);
+        if (!n.projected) store(m.carry + i * m.ld_p + unit, ds[0]);
+        if (has_c) store(m.dc + i * m.ld_u + unit, ds[1]);
+      }
+    }
+    product(w.hh, w.w_hh, act, dg + first_h_column * n.H, m.ld_g, s & 1,
+            [&](int64_t first, int units, int64_t r0, int count, const T* tile) __attribute__((always_inline)) {
+              for (int r = 0; r < count; ++r) {
+                T* to = m.carry + (r0 + r) * m.ld_p + first * L;
+                for (int k = 0; k < units; ++k) store(to + k * L, load(to + k * L) + load(tile + (r * units + k) * L));
+              }
+            });
+  }
+
+  // du = (carry + dy) W_hr; keeps dq = carry + dy for dW_hr, and clears the carry, to which the projected h adds nothing directly.
+  static void unproject(const Backward<T>& q, const Rows& rows, int64_t s, int64_t act, int64_t row, const Packed& w,
+                        const Scratch& m) {
+    const Sizes& n = q.f.n;
+    T* dq = m.dq + row * m.ld_p;
+    for (int64_t i = 0; i < act; ++i) {
+      const T* dy =
+          q.dy ? q.dy + rows.time(i, s) * q.dy_t + rows.index[i] * q.dy_b + rows.dir * n.P : nullptr;
+      for (int64_t at = 0; at < n.P; at += L) {
+        T* carry = m.carry + i * m.ld_p + at;
+        store(dq + i * m.ld_p + at, load(carry) + load_or_zero(dy, at, n.P - at));
+        store(carry, Vec<T>{});
+      }
+    }
+    product(w.hr, w.w_hr, act, dq, m.ld_p, s & 1,
+            [&](int64_t first, int units, int64_t r0, int count, const T* tile) __attribute__((always_inline)) {
+              for (int r = 0; r < count; ++r) {
+                T* to = m.du + (r0 + r) * m.ld_u + first * L;
+                for (int k = 0; k < units; ++k) store(to + k * L, load(tile + (r * units + k) * L));
+              }
+            });
+  }
+
+  static void weight_gradients(const Backward<T>& q, const Rows& rows, const Chunk& chunk, const Gradients<T>& out,
+                               const Scratch& m, int64_t act, bool add) {
+    const Sizes& n = q.f.n;
+    const Shape x{chunk.rows, n.I, 1, wide}, h{chunk.rows, n.P, 1, wide}, u{chunk.rows, n.H, 1, wide};
+    // Calls f(row of the chunk, i, s) in the order in which the chunk's rows are stored.
+    const auto each_row = [&](auto&& f) __attribute__((always_inline)) {
+      int64_t row = 0, a = rows.active(chunk.end - 1, act);
+      for (int64_t s = chunk.end - 1; s >= chunk.begin; --s) {
+        a = active_up(rows, s, a);
+        for (int64_t i = 0; i < a; ++i) f(row++, i, s);
+      }
+    };
+    each_row([&](int64_t row, int64_t i, int64_t s) {
+      pack_row(x, row, q.f.x + rows.time(i, s) * q.f.x_t + rows.index[i] * q.f.x_b, m.operand);
+    });
+    for (int g = 0; g < G; ++g) {
+      product_transposed(x, m.operand, n.H, m.dg + Cell::x_column(g) * n.H, m.ld_g, out.w_ih + g * n.H * n.I, n.I, add,
+                         m.strip);
+    }
+    each_row([&](int64_t row, int64_t i, int64_t s) { pack_row(h, row, h_before(q, rows, i, s), m.operand); });
+    for (int g = 0; g < G; ++g) {
+      product_transposed(h, m.operand, n.H, m.dg + Cell::h_column(g) * n.H, m.ld_g, out.w_hh + g * n.H * n.P, n.P, add,
+                         m.strip);
+    }
+    if constexpr (!Cell::reads_h) {
+      if (n.projected) {
+        each_row([&](int64_t row, int64_t i, int64_t s) {
+          const T* saved = saved_at(q, rows.dir, rows.time(i, s), rows.index[i]);
+          T* hidden = m.du;  // free between steps: one row of u
+          for (int64_t unit = 0; unit < n.H; unit += L) {
+            Vec<T> save[S];
+            for (int v = 0; v < S; ++v) save[v] = load_some(saved + v * n.H + unit, n.H - unit);
+            store(hidden + unit, Cell::hidden(save));
+          }
+          pack_row(u, row, hidden, m.operand);
+        });
+        product_transposed(u, m.operand, n.P, m.dq, m.ld_p, out.w_hr, n.H, add, m.strip);
+      }
+    }
+    if (!out.b_ih && !out.b_hh) return;
+    const int64_t width = Cell::columns * n.H;
+    for (int64_t r = 0; r < chunk.rows; ++r) {
+      const T* from = m.dg + r * m.ld_g;
+      for (int64_t j = 0; j < width; ++j) m.sums[j] += from[j];
+    }
+  }
+
+  static void finish(const Backward<T>& q, const Rows& rows, const Gradients<T>& out, const Scratch& m) {
+    const Sizes& n = q.f.n;
+    for (int64_t i = 0; i < rows.count; ++i) {
+      const int64_t b = rows.index[i];
+      copy(q.dh0 + (rows.dir * n.B + b) * n.P, m.carry + i * m.ld_p, n.P);
+      if (has_c) copy(q.dc0 + (rows.dir * n.B + b) * n.H, m.dc + i * m.ld_u, n.H);
+      if (!q.dx[rows.dir]) continue;
+      for (int64_t t = rows.length(i); t < n.T; ++t) zero(q.dx[rows.dir] + t * q.dx_t + b * q.dx_b, n.I);
+    }
+    if (!q.want_weights) return;
+    for (int g = 0; g < G; ++g) {
+      if (out.b_ih) copy(out.b_ih + g * n.H, m.sums + Cell::x_column(g) * n.H, n.H);
+      if (out.b_hh) copy(out.b_hh + g * n.H, m.sums + Cell::h_column(g) * n.H, n.H);
+    }
+    if (rows.steps() > 0) return;  // else no chunk has written them
+    zero(out.w_ih, G * n.H * n.I);
+    zero(out.w_hh, G * n.H * n.P);
+    if (n.projected) zero(out.w_hr, n.P * n.H);
+  }
+};
+
+}  // namespace BIRNN_NS
+}  // namespace birnn

@@ -1,0 +1,205 @@
+// The forward sweep of one direction over a set of rows:
+//
+//   for each chunk of steps
+//     gather the chunk's input rows; project them:  pre = x W_ih^T + b_ih          one product of about 100 rows
+//     for each step                                                                inherently sequential
+//       for each panel of W_hh:  tile of h W_hh^T, then the cell, in the order    h_{s-1} -> h_s, c in place, output, saved
+//
+// The pre-activations of a chunk never leave the cache, h lives in two private buffers that take turns, and the output goes to
+// its final place. Not here: threads, allocation, torch.
+#pragma once
+
+#include "sweep.h"
+
+namespace birnn {
+namespace BIRNN_NS {
+
+template <class T, class Cell>
+struct ForwardSweep {
+  static constexpr int L = lanes<T>, G = Cell::gates;
+  static constexpr bool has_c = Cell::states == 2;
+
+  // W_ih, W_hh, their biases and W_hr, packed; shared by all tasks of a direction.
+  struct Packed {
+    Shape ih, hh, hr;
+    T *w_ih, *w_hh, *b_ih, *b_hh, *w_hr;
+
+    Packed(const Sizes& n, Arena<T>& arena)
+        : ih{n.I, n.H, G, panel_width(G)}, hh{n.P, n.H, G, panel_width(G)}, hr{n.H, n.P, 1, panel_width(1)} {
+      w_ih = arena.take(ih.size<T>());
+      w_hh = arena.take(hh.size<T>());
+      b_ih = arena.take(ih.row<T>());
+      b_hh = arena.take(hh.row<T>());
+      w_hr = n.projected ? arena.take(hr.size<T>()) : nullptr;
+    }
+  };
+
+  static int64_t packed_size(const Sizes& n) {
+    Arena<T> arena{nullptr};
+    Packed measured(n, arena);
+    return arena.used;
+  }
+
+  static void pack(const Forward<T>& f, int dir, T* memory) {
+    Arena<T> arena{memory};
+    Packed p(f.n, arena);
+    const Weights<T>& w = f.w[dir];
+    pack_rows(p.ih, w.w_ih, p.w_ih);
+    pack_rows(p.hh, w.w_hh, p.w_hh);
+    pack_bias(p.ih, w.b_ih, p.b_ih);
+    pack_bias(p.hh, w.b_hh, p.b_hh);
+    if (w.w_hr) pack_rows(p.hr, w.w_hr, p.w_hr);
+  }
+
+  // Rows per chunk: input rows and pre-activations together fill a quarter of L2, which leaves room for the weights.
+  static int64_t chunk_target(const Sizes& n, int64_t l2_bytes) {
+    const int64_t rows = l2_bytes / 4 / int64_t(sizeof(T)) / (n.I + G * n.H);
+    return rows < 32 ? 32 : rows > 256 ? 256 : rows;
+  }
+
+  struct Scratch {
+    int64_t ld_x, ld_pre, ld_h, ld_u;
+    T *x, *pre, *h[2], *c, *u;
+
+    Scratch(const Sizes& n, const Rows& rows, int64_t target, Arena<T>& arena) {
+      const int64_t capacity = chunk_capacity(rows, target);
+      const Shape ih{n.I, n.H, G, panel_width(G)};
+      ld_x = padded<T>(n.I), ld_pre = ih.row<T>();
+      ld_h = padded<T>(n.P), ld_u = padded<T>(n.H);
+      x = arena.take(capacity * ld_x);
+      pre = arena.take(capacity * ld_pre);
+      h[0] = arena.take(rows.count * ld_h);
+      h[1] = arena.take(rows.count * ld_h);
+      c = has_c ? arena.take(rows.count * ld_u) : nullptr;
+      u = n.projected ? arena.take(rows.count * ld_u) : nullptr;  // h before the projection
+    }
+  };
+
+  static int64_t scratch_size(const Forward<T>& f, const Task& task, int64_t l2_bytes) {
+    const Rows rows(f.lengths, f.n.T, task);
+    Arena<T> arena{nullptr};
+    Scratch measured(f.n, rows, chunk_target(f.n, l2_bytes), arena);
+    return arena.used;
+  }
+
+  static T* saved_at(const Forward<T>& f, int dir, int64_t t, int64_t b) {
+    return f.saved + ((dir * f.n.T + t) * f.n.B + b) * Cell::saved * f.n.H;
+  }
+
+  static void run(const Forward<T>& f, const Task& task, T* packed_memory, T* scratch_memory, int64_t l2_bytes) {
+    const Rows rows(f.lengths, f.n.T, task);
+    const Sizes& n = f.n;
+    const int64_t target = chunk_target(n, l2_bytes);
+    Arena<T> packed_arena{packed_memory}, scratch_arena{scratch_memory};
+    const Packed w(n, packed_arena);
+    const Scratch m(n, rows, target, scratch_arena);
+    T* y = f.y + rows.dir * n.P;
+
+    read_state(rows, f.h0, n.B, n.P, m.h[0], m.ld_h);
+    for (int64_t i = 0; i < rows.count; ++i) zero(m.h[1] + i * m.ld_h, m.ld_h);
+    if (has_c) read_state(rows, f.c0, n.B, n.H, m.c, m.ld_u);
+
+    Chunk chunk{0, 0, 0};
+    for (int64_t act = rows.count; chunk.end < rows.steps();) {
+      chunk = next_chunk(rows, chunk.end, target);
+      project(f, rows, chunk, w, m, act);
+      T* pre = m.pre;
+      for (int64_t s = chunk.begin; s < chunk.end; ++s) {
+        act = rows.active(s, act);
+        step(f, rows, s, act, w, m, pre, y);
+        pre += act * m.ld_pre;
+      }
+    }
+    finish(f, rows, m, y);
+  }
+
+  static void project(const Forward<T>& f, const Rows& rows, const Chunk& chunk, const Packed& w, const Scratch& m,
+                      int64_t act) {
+    T* to = m.x;
+    for (int64_t s = chunk.begin; s < chunk.end; ++s) {
+      act = rows.active(s, act);
+      for (int64_t i = 0; i < act; ++i, to += m.ld_x) {
+        copy(to, f.x + rows.time(i, s) * f.x_t + rows.index[i] * f.x_b, f.n.I);
+      }
+    }
+    product(w.ih, w.w_ih, chunk.rows, m.x, m.ld_x, false,
+            [&](int64_t first, int units, int64_t row, int count, const T* tile) __attribute__((always_inline)) {
+              const int nv = units * G;
+              const T* bias = w.b_ih + first * G * L;
+              for (int r = 0; r < count; ++r) {
+                T* pre = m.pre + (row + r) * m.ld_pre + first * G * L;
+                for (int j = 0; j < nv; ++j) store(pre + j * L, load(tile + (r * nv + j) * L) + load(bias + j * L));
+              }
+            });
+  }
+
+  static void step(const Forward<T>& f, const Rows& rows, int64_t s, int64_t act, const Packed& w, const Scratch& m,
+                   const T* pre, T* y) {
+    const Sizes& n = f.n;
+    const T* h = m.h[s & 1];
+    T* h_new = m.h[(s + 1) & 1];
+    const bool backwards = s & 1;  // every other step meets the panels in the opposite order
+    T* u_new = n.projected ? m.u : h_new;
+    const int64_t ld_u_new = n.projected ? m.ld_u : m.ld_h;
+
+    product(w.hh, w.w_hh, act, h, m.ld_h, backwards,
+            [&](int64_t first, int units, int64_t row, int count, const T* tile) __attribute__((always_inline)) {
+              const int nv = units * G;
+              const T* bias = w.b_hh + first * G * L;
+              for (int r = 0; r < count; ++r) {
+                const int64_t i = row + r, t = rows.time(i, s), b = rows.index[i];
+                const T* pre_row = pre + i * m.ld_pre + first * G * L;
+                for (int k = 0; k < units; ++k) {
+                  const int64_t unit = (first + k) * L, some = n.H - unit;
+                  Vec<T> gx[G], gh[G], old[2], now[2], save[Cell::saved + 1];
+                  for (int g = 0; g < G; ++g) {
+                    gx[g] = load(pre_row + (g * units + k) * L);
+                    gh[g] = load(tile + (r * nv + g * units + k) * L) + load(bias + (g * units + k) * L);
+                  }
+                  if (Cell::reads_h) old[0] = load(h + i * m.ld_h + unit);
+                  if (has_c) old[1] = load(m.c + i * m.ld_u + unit);
+                  Cell::forward(gx, gh, old, now, save);
+                  store(u_new + i * ld_u_new + unit, now[0]);
+                  if (has_c) store(m.c + i * m.ld_u + unit, now[1]);
+                  if (!n.projected) store_some(y + t * f.y_t + b * f.y_b + unit, now[0], some);
+                  if (Cell::saved && f.saved) {
+                    T* to = saved_at(f, rows.dir, t, b) + unit;
+                    for (int v = 0; v < Cell::saved; ++v) store_some(to + v * n.H, save[v], some);
+                  }
+                }
+              }
+            });
+
+    if (!n.projected) return;
+    product(w.hr, w.w_hr, act, m.u, m.ld_u, backwards,
+            [&](int64_t first, int units, int64_t row, int count, const T* tile) __attribute__((always_inline)) {
+              for (int r = 0; r < count; ++r) {
+                const int64_t i = row + r;
+                T* to = y + rows.time(i, s) * f.y_t + rows.index[i] * f.y_b;
+                for (int k = 0; k < units; ++k) {
+                  const int64_t unit = (first + k) * L;
+                  const Vec<T> v = load(tile + (r * units + k) * L);
+                  store(h_new + i * m.ld_h + unit, v);
+                  store_some(to + unit, v, n.P - unit);
+                }
+              }
+            });
+  }
+
+  // Final states, each of its row's own last step, and zeros beyond the lengths.
+  static void finish(const Forward<T>& f, const Rows& rows, const Scratch& m, T* y) {
+    const Sizes& n = f.n;
+    for (int64_t i = 0; i < rows.count; ++i) {
+      const int64_t b = rows.index[i], length = rows.length(i);
+      copy(f.h_n + (rows.dir * n.B + b) * n.P, m.h[length & 1] + i * m.ld_h, n.P);
+      if (has_c) copy(f.c_n + (rows.dir * n.B + b) * n.H, m.c + i * m.ld_u, n.H);
+      for (int64_t t = length; t < n.T; ++t) {
+        zero(y + t * f.y_t + b * f.y_b, n.P);
+        if (Cell::saved && f.saved) zero(saved_at(f, rows.dir, t, b), Cell::saved * n.H);
+      }
+    }
+  }
+};
+
+}  // namespace BIRNN_NS
+}  // namespace birnn

@@ -1,0 +1,272 @@
+// The ops on CPU tensors: allocates the results and the scratch memory, and runs one task per direction (and share of the rows).
+// Not here: arithmetic. Inside a task there are raw pointers only.
+#include <ATen/core/Tensor.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/zeros.h>
+#include <c10/core/CPUAllocator.h>
+#include <torch/library.h>
+
+#include "../cells/facts.h"
+#include "../ops.h"
+#include "pair.h"
+#include "table.h"
+
+namespace birnn {
+
+namespace {
+
+template <class T>
+const T* pointer(const at::Tensor& t) {
+  return t.defined() ? t.const_data_ptr<T>() : nullptr;
+}
+
+at::Tensor contiguous(const at::Tensor& t) { return t.defined() ? t.contiguous() : t; }
+
+// Features side by side; time and batch may have any stride.
+at::Tensor feature_contiguous(const at::Tensor& t) {
+  return !t.defined() || t.stride(2) == 1 || t.size(2) <= 1 ? t : t.contiguous();
+}
+
+int64_t time_stride(const at::Tensor& t, bool batch_first) { return t.stride(batch_first ? 1 : 0); }
+int64_t batch_stride(const at::Tensor& t, bool batch_first) { return t.stride(batch_first ? 0 : 1); }
+
+void make_dense(LayerTensors& l) {
+  l.input = feature_contiguous(l.input);
+  l.h0 = contiguous(l.h0), l.c0 = contiguous(l.c0), l.lengths = contiguous(l.lengths);
+  for (int d = 0; d < l.n.D; ++d) {
+    for (at::Tensor* w : {&l.w_ih[d], &l.w_hh[d], &l.b_ih[d], &l.b_hh[d], &l.w_hr[d]}) *w = contiguous(*w);
+  }
+  if (!l.lengths.defined()) return;
+  const int64_t* lengths = l.lengths.const_data_ptr<int64_t>();
+  for (int64_t b = 0; b < l.n.B; ++b) {
+    TORCH_CHECK_VALUE(lengths[b] >= 0 && lengths[b] <= l.n.T, "lengths: expected values from 0 to T = ", l.n.T, ", got ",
+                      lengths[b], " at position ", b);
+  }
+}
+
+template <class T>
+Forward<T> forward_args(const LayerTensors& l) {
+  Forward<T> f = {};
+  f.n = l.n;
+  f.x = pointer<T>(l.input);
+  f.x_t = time_stride(l.input, l.batch_first), f.x_b = batch_stride(l.input, l.batch_first);
+  f.h0 = pointer<T>(l.h0), f.c0 = pointer<T>(l.c0), f.lengths = pointer<int64_t>(l.lengths);
+  for (int d = 0; d < l.n.D; ++d) {
+    f.w[d] = {pointer<T>(l.w_ih[d]), pointer<T>(l.w_hh[d]), pointer<T>(l.b_ih[d]), pointer<T>(l.b_hh[d]),
+              pointer<T>(l.w_hr[d])};
+  }
+  return f;
+}
+
+// Below this many multiply-adds a second thread costs more than it brings (starting one takes 2-3 us).
+constexpr int64_t worth_a_thread = 100000;
+
+bool worth_threads(const Sizes& n, int mode) {
+  return n.T * n.B * cell_facts[mode].gates * n.H * (n.I + n.P) >= worth_a_thread;
+}
+
+// Packs the weights of each direction and runs the sweeps. `pack(d, packed)`, `sweep(task number, packed)`.
+template <class T, class Pack, class Sweep>
+void pack_and_sweep(const Plan& p, const Sizes& n, int64_t packed_size, bool parallel, Pack&& pack, Sweep&& sweep) {
+  const at::DataPtr memory = c10::GetCPUAllocator()->allocate(size_t(packed_size * n.D) * sizeof(T));
+  T* packed = static_cast<T*>(memory.get());
+  if (p.splits == 1) {  // the usual case: one task per direction, one parallel region
+    run_tasks(n.D, parallel, [&](int64_t d) {
+      pack(int(d), packed + d * packed_size);
+      sweep(d, packed + d * packed_size);
+    });
+    return;
+  }
+  run_tasks(n.D, parallel, [&](int64_t d) { pack(int(d), packed + d * packed_size); });
+  run_tasks(int64_t(p.tasks.size()), parallel,
+            [&](int64_t i) { sweep(i, packed + p.tasks[i].dir * packed_size); });
+}
+
+// Scratch memory of all tasks, one after the other.
+template <class T>
+struct TaskScratch {
+  std::vector<int64_t> starts{0};
+  at::DataPtr memory;
+
+  void add(int64_t size) { starts.push_back(starts.back() + (size + 63) / 64 * 64); }
+  void allocate() { memory = c10::GetCPUAllocator()->allocate(size_t(starts.back()) * sizeof(T)); }
+  T* of(int64_t task) const { return static_cast<T*>(memory.get()) + starts[task]; }
+};
+
+template <class T>
+void run_forward(const LayerTensors& l, const Forward<T>& f) {
+  const ForwardKernel<T>& kernel = table().kernels<T>().forward[l.mode];
+  const int64_t l2 = l2_cache_bytes();
+  const bool parallel = worth_threads(l.n, l.mode);
+  const Plan p = plan(l.n, f.lengths, parallel ? parallel_tasks() : 1);
+  TaskScratch<T> scratch;
+  for (const Task& task : p.tasks) scratch.add(kernel.scratch_size(f, task, l2));
+  scratch.allocate();
+  pack_and_sweep<T>(
+      p, l.n, (kernel.packed_size(l.n) + 63) / 64 * 64, parallel,
+      [&](int d, T* packed) { kernel.pack(f, d, packed); },
+      [&](int64_t i, T* packed) { kernel.run(f, p.tasks[i], packed, scratch.of(i), l2); });
+}
+
+std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> layer(
+    const at::Tensor& input, const OptionalTensor& h0, const OptionalTensor& c0, const OptionalTensor& lengths,
+    const at::Tensor& w_ih, const at::Tensor& w_hh, const OptionalTensor& b_ih, const OptionalTensor& b_hh,
+    const OptionalTensor& w_hr, const OptionalTensor& w_ih_reverse, const OptionalTensor& w_hh_reverse,
+    const OptionalTensor& b_ih_reverse, const OptionalTensor& b_hh_reverse, const OptionalTensor& w_hr_reverse,
+    std::string_view mode, bool batch_first, bool train) {
+  LayerTensors l = check_layer(input, h0, c0, lengths, w_ih, w_hh, b_ih, b_hh, w_hr, w_ih_reverse, w_hh_reverse, b_ih_reverse,
+                               b_hh_reverse, w_hr_reverse, mode, batch_first);
+  make_dense(l);
+  const Sizes& n = l.n;
+  const auto options = input.options().requires_grad(false);
+  at::Tensor output = at::empty(output_shape(l), options);
+  at::Tensor h_n = at::empty({n.D, n.B, n.P}, options);
+  at::Tensor c_n = at::empty(l.mode == LSTM ? std::vector<int64_t>{n.D, n.B, n.H} : std::vector<int64_t>{0}, options);
+  at::Tensor saved = at::empty(train ? saved_shape(l) : std::vector<int64_t>{0}, options);
+  const auto run = [&](auto zero) {
+    using T = decltype(zero);
+    Forward<T> f = forward_args<T>(l);
+    f.y = output.mutable_data_ptr<T>();
+    f.y_t = time_stride(output, batch_first), f.y_b = batch_stride(output, batch_first);
+    f.h_n = h_n.mutable_data_ptr<T>(), f.c_n = c_n.mutable_data_ptr<T>();
+    f.saved = train ? saved.mutable_data_ptr<T>() : nullptr;
+    run_forward(l, f);
+  };
+  TORCH_CHECK(input.scalar_type() == at::kFloat || input.scalar_type() == at::kDouble,
+              "input: the CPU kernels are for dtypes Float and Double, got ", input.scalar_type());
+  input.scalar_type() == at::kFloat ? run(float()) : run(double());
+  return {output, h_n, c_n, saved};
+}
+
+// Gradients of the weights of one direction: five tensors, without elements where there is no such weight or it is not wanted.
+struct WeightGradients {
+  at::Tensor w_ih, w_hh, b_ih, b_hh, w_hr;
+
+  WeightGradients(const LayerTensors& l, int d, bool wanted) {
+    const auto like = [&](const at::Tensor& w) {
+      const auto options = l.input.options().requires_grad(false);
+      return wanted && w.defined() ? at::empty(w.sizes(), options) : at::empty({0}, options);
+    };
+    w_ih = like(l.w_ih[d]), w_hh = like(l.w_hh[d]), b_ih = like(l.b_ih[d]), b_hh = like(l.b_hh[d]), w_hr = like(l.w_hr[d]);
+  }
+  int64_t size() const { return w_ih.numel() + w_hh.numel() + b_ih.numel() + b_hh.numel() + w_hr.numel(); }
+
+  template <class T>
+  Gradients<T> pointers() const {
+    const auto at = [](const at::Tensor& t) { return t.numel() ? t.mutable_data_ptr<T>() : nullptr; };
+    return {at(w_ih), at(w_hh), at(b_ih), at(b_hh), at(w_hr)};
+  }
+  // The same places in memory of one's own.
+  template <class T>
+  Gradients<T> pointers_into(T* memory) const {
+    const auto next = [&](const at::Tensor& t) {
+      T* p = t.numel() ? memory : nullptr;
+      memory += t.numel();
+      return p;
+    };
+    return {next(w_ih), next(w_hh), next(b_ih), next(b_hh), next(w_hr)};
+  }
+};
+
+// total[i] += parts[0][i] + parts[1][i] + ..., always in this order.
+template <class T>
+void add_parts(T* total, int64_t size, const T* parts, int64_t count, int64_t stride) {
+  if (!total) return;
+  for (int64_t k = 0; k < count; ++k) {
+    for (int64_t i = 0; i < size; ++i) total[i] += parts[k * stride + i];
+  }
+}
+
+template <class T>
+void run_backward(const LayerTensors& l, const Backward<T>& q, const WeightGradients* gradients) {
+  const BackwardKernel<T>& kernel = table().kernels<T>().backward[l.mode];
+  const int64_t l2 = l2_cache_bytes();
+  const bool parallel = worth_threads(l.n, l.mode);
+  const Plan p = plan(l.n, q.f.lengths, parallel ? parallel_tasks() : 1);
+  TaskScratch<T> scratch;
+  for (const Task& task : p.tasks) scratch.add(kernel.scratch_size(q, task, l2));
+  scratch.allocate();
+  // The first task of a direction writes to the results, the others to parts that are added afterwards in a fixed order.
+  const int64_t size = gradients[0].size(), parts = p.splits - 1;
+  const at::DataPtr parts_memory = c10::GetCPUAllocator()->allocate(size_t(size * parts * l.n.D) * sizeof(T));
+  const auto part = [&](int64_t d, int64_t k) { return static_cast<T*>(parts_memory.get()) + (d * parts + k) * size; };
+  pack_and_sweep<T>(
+      p, l.n, (kernel.packed_size(q) + 63) / 64 * 64, parallel,
+      [&](int d, T* packed) { kernel.pack(q, d, packed); },
+      [&](int64_t i, T* packed) {
+        const int64_t d = p.tasks[i].dir, k = i - d * p.splits;
+        const Gradients<T> out =
+            k == 0 ? gradients[d].template pointers<T>() : gradients[d].template pointers_into<T>(part(d, k - 1));
+        kernel.run(q, p.tasks[i], out, packed, scratch.of(i), l2);
+      });
+  if (!parts || !q.want_weights) return;
+  run_tasks(l.n.D, parallel, [&](int64_t d) {
+    const WeightGradients& g = gradients[d];
+    const Gradients<T> to = g.pointers<T>(), from = g.pointers_into<T>(part(d, 0));
+    add_parts<T>(to.w_ih, g.w_ih.numel(), from.w_ih, parts, size);
+    add_parts<T>(to.w_hh, g.w_hh.numel(), from.w_hh, parts, size);
+    add_parts<T>(to.b_ih, g.b_ih.numel(), from.b_ih, parts, size);
+    add_parts<T>(to.b_hh, g.b_hh.numel(), from.b_hh, parts, size);
+    add_parts<T>(to.w_hr, g.w_hr.numel(), from.w_hr, parts, size);
+  });
+}
+
+using ThirteenTensors = std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor,
+                                   at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor>;
+
+ThirteenTensors layer_backward(
+    const OptionalTensor& grad_output, const OptionalTensor& grad_h_n, const OptionalTensor& grad_c_n,
+    const at::Tensor& input, const OptionalTensor& h0, const OptionalTensor& c0, const OptionalTensor& lengths,
+    const at::Tensor& w_ih, const at::Tensor& w_hh, const OptionalTensor& b_ih, const OptionalTensor& b_hh,
+    const OptionalTensor& w_hr, const OptionalTensor& w_ih_reverse, const OptionalTensor& w_hh_reverse,
+    const OptionalTensor& b_ih_reverse, const OptionalTensor& b_hh_reverse, const OptionalTensor& w_hr_reverse,
+    std::string_view mode, bool batch_first, const at::Tensor& output, const at::Tensor& saved, bool need_input,
+    bool need_weights) {
+  LayerTensors l = check_layer(input, h0, c0, lengths, w_ih, w_hh, b_ih, b_hh, w_hr, w_ih_reverse, w_hh_reverse, b_ih_reverse,
+                               b_hh_reverse, w_hr_reverse, mode, batch_first);
+  at::Tensor dy = grad_output.value_or(at::Tensor()), dh_n = grad_h_n.value_or(at::Tensor()),
+             dc_n = grad_c_n.value_or(at::Tensor());
+  check_backward(l, dy, dh_n, dc_n, output, saved);
+  make_dense(l);
+  dy = feature_contiguous(dy), dh_n = contiguous(dh_n), dc_n = contiguous(dc_n);
+
+  const Sizes& n = l.n;
+  const auto options = input.options().requires_grad(false);
+  const at::Tensor none = at::empty({0}, options);
+  at::Tensor dx[2] = {none, none};
+  for (int d = 0; need_input && d < n.D; ++d) dx[d] = at::empty(l.input.sizes(), options);
+  at::Tensor dh0 = at::empty({n.D, n.B, n.P}, options);
+  at::Tensor dc0 = l.mode == LSTM ? at::empty({n.D, n.B, n.H}, options) : at::empty({0}, options);
+  const WeightGradients dw[2] = {{l, 0, need_weights}, {l, 1, need_weights}};
+
+  const auto run = [&](auto zero) {
+    using T = decltype(zero);
+    Backward<T> q = {};
+    q.f = forward_args<T>(l);
+    q.f.y = const_cast<T*>(output.const_data_ptr<T>());  // read only
+    q.f.y_t = time_stride(output, batch_first), q.f.y_b = batch_stride(output, batch_first);
+    q.f.saved = const_cast<T*>(saved.const_data_ptr<T>());
+    q.dy = pointer<T>(dy), q.dh_n = pointer<T>(dh_n), q.dc_n = pointer<T>(dc_n);
+    if (dy.defined()) q.dy_t = time_stride(dy, batch_first), q.dy_b = batch_stride(dy, batch_first);
+    for (int d = 0; need_input && d < n.D; ++d) q.dx[d] = dx[d].mutable_data_ptr<T>();
+    if (need_input) q.dx_t = time_stride(dx[0], batch_first), q.dx_b = batch_stride(dx[0], batch_first);
+    q.dh0 = dh0.mutable_data_ptr<T>(), q.dc0 = dc0.mutable_data_ptr<T>();
+    q.want_weights = need_weights;
+    run_backward(l, q, dw);
+  };
+  TORCH_CHECK(input.scalar_type() == at::kFloat || input.scalar_type() == at::kDouble,
+              "input: the CPU kernels are for dtypes Float and Double, got ", input.scalar_type());
+  input.scalar_type() == at::kFloat ? run(float()) : run(double());
+  if (need_input && n.D == 2) dx[0].add_(dx[1]);
+  return {dx[0],      dh0,        dc0,        dw[0].w_ih, dw[0].w_hh, dw[0].b_ih, dw[0].b_hh,
+          dw[0].w_hr, dw[1].w_ih, dw[1].w_hh, dw[1].b_ih, dw[1].b_hh, dw[1].w_hr};
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(birnn_ext, CPU, m) {
+  m.impl("layer", &layer);
+  m.impl("layer_backward", &layer_backward);
+}
+
+}  // namespace birnn

@@ -1,0 +1,80 @@
+// Vectors of the instruction set at hand, with the compiler's vector extension (GCC and Clang): one source for AVX-512, AVX2,
+// SSE2 and NEON. BIRNN_VECTOR_BYTES is the width, BIRNN_NS the namespace of the instruction set.
+// Not here: intrinsics, torch, STL templates (an inline function of the STL compiled for AVX-512 could win at link time and run
+// on a machine without).
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#define BIRNN_INLINE static inline __attribute__((always_inline))
+
+namespace birnn {
+namespace BIRNN_NS {
+
+template <class T>
+struct Simd;
+
+template <>
+struct Simd<float> {
+  typedef float V __attribute__((vector_size(BIRNN_VECTOR_BYTES)));
+  typedef float Unaligned __attribute__((vector_size(BIRNN_VECTOR_BYTES), aligned(4), may_alias));
+  typedef int32_t Int __attribute__((vector_size(BIRNN_VECTOR_BYTES)));
+};
+
+template <>
+struct Simd<double> {
+  typedef double V __attribute__((vector_size(BIRNN_VECTOR_BYTES)));
+  typedef double Unaligned __attribute__((vector_size(BIRNN_VECTOR_BYTES), aligned(8), may_alias));
+  typedef int64_t Int __attribute__((vector_size(BIRNN_VECTOR_BYTES)));
+};
+
+template <class T>
+using Vec = typename Simd<T>::V;
+
+template <class T>
+constexpr int lanes = BIRNN_VECTOR_BYTES / int(sizeof(T));
+
+template <class T>
+BIRNN_INLINE T smaller(T a, T b) {
+  return b < a ? b : a;
+}
+
+// n / d rounded up, and n rounded up to a multiple of d.
+BIRNN_INLINE int64_t divide_up(int64_t n, int64_t d) { return (n + d - 1) / d; }
+BIRNN_INLINE int64_t round_up(int64_t n, int64_t d) { return divide_up(n, d) * d; }
+
+template <class T>
+BIRNN_INLINE Vec<T> load(const T* p) {
+  return *reinterpret_cast<const typename Simd<T>::Unaligned*>(p);
+}
+
+template <class T>
+BIRNN_INLINE void store(T* p, Vec<T> v) {
+  *reinterpret_cast<typename Simd<T>::Unaligned*>(p) = v;
+}
+
+// The first `count` lanes only; the others read as zero and are not written. A full vector takes the fast way.
+template <class T>
+BIRNN_INLINE Vec<T> load_some(const T* p, int64_t count) {
+  if (count >= lanes<T>) return load(p);
+  alignas(BIRNN_VECTOR_BYTES) T buffer[lanes<T>] = {};
+  for (int64_t i = 0; i < count; ++i) buffer[i] = p[i];
+  return load(buffer);
+}
+
+template <class T>
+BIRNN_INLINE void store_some(T* p, Vec<T> v, int64_t count) {
+  if (count >= lanes<T>) return store(p, v);
+  alignas(BIRNN_VECTOR_BYTES) T buffer[lanes<T>];
+  store(buffer, v);
+  for (int64_t i = 0; i < count; ++i) p[i] = buffer[i];
+}
+
+template <class T>
+BIRNN_INLINE Vec<T> splat(T x) {
+  return x - Vec<T>{};  // x - 0, not x + 0, keeps the sign of -0
+}
+
+}  // namespace BIRNN_NS
+}  // namespace birnn

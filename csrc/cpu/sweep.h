@@ -1,0 +1,99 @@
+// What the forward and the backward sweep of a direction share: which rows are at work at which step and where their data lie,
+// how many steps make a chunk, and scratch memory.
+// Not here: threads (pair.cpp) and arithmetic (forward.inl, backward.inl).
+#pragma once
+
+#include "../layer.h"
+#include "panels.h"
+
+namespace birnn {
+namespace BIRNN_NS {
+
+// Scratch memory handed out front to back. With a null base nothing is handed out and `used` tells how much it would have been.
+template <class T>
+struct Arena {
+  T* base;
+  int64_t used = 0;
+
+  T* take(int64_t count) {
+    T* p = base ? base + used : nullptr;
+    used += round_up(count, 64 / int64_t(sizeof(T)));
+    return p;
+  }
+};
+
+// The rows of a task, sorted by falling length, so that the rows at work at a step are the first `active(s)`.
+struct Rows {
+  const int64_t* lengths;  // of the layer, or null
+  const int64_t* index;    // [count] rows of the batch
+  int64_t count, T;
+  int dir;
+
+  Rows(const int64_t* lengths, int64_t T, const Task& task)
+      : lengths(lengths), index(task.index), count(task.count), T(T), dir(task.dir) {}
+
+  int64_t length(int64_t i) const { return lengths ? lengths[index[i]] : T; }
+  int64_t steps() const { return count ? length(0) : 0; }
+  int64_t active(int64_t s, int64_t hint) const {  // hint: an upper bound, e.g. active(s - 1)
+    while (hint > 0 && length(hint - 1) <= s) --hint;
+    return hint;
+  }
+  // Position in time of step s of row i: the reverse direction starts at the row's own last step.
+  int64_t time(int64_t i, int64_t s) const { return dir == 0 ? s : length(i) - 1 - s; }
+};
+
+// Steps [begin, end) of one chunk; `rows` is the sum over its steps of the rows at work.
+struct Chunk {
+  int64_t begin, end, rows;
+};
+
+// The chunk that begins at step `begin`: about `target` rows, at least one step.
+BIRNN_INLINE Chunk next_chunk(const Rows& rows, int64_t begin, int64_t target) {
+  Chunk c{begin, begin, 0};
+  int64_t act = rows.count;
+  const int64_t steps = rows.steps();
+  while (c.end < steps) {
+    act = rows.active(c.end, act);
+    if (c.end > begin && c.rows + act > target) break;
+    c.rows += act;
+    ++c.end;
+  }
+  return c;
+}
+
+// Upper bound of Chunk::rows.
+BIRNN_INLINE int64_t chunk_capacity(const Rows& rows, int64_t target) {
+  const int64_t all = rows.count * rows.steps();
+  const int64_t bound = target > rows.count ? target : rows.count;
+  return smaller(all, bound);
+}
+
+// Row stride of a private [rows, n] buffer: whole vectors and, where that is a power of two, one cache line more, so that rows
+// do not all fall into the same cache sets.
+template <class T>
+BIRNN_INLINE int64_t padded(int64_t n) {
+  const int64_t p = round_up(n, lanes<T>), line = 64 / int64_t(sizeof(T));
+  return p + (p % (4 * line) == 0 ? line : 0);
+}
+
+template <class T>
+BIRNN_INLINE void copy(T* to, const T* from, int64_t n) {
+  memcpy(to, from, size_t(n) * sizeof(T));
+}
+
+template <class T>
+BIRNN_INLINE void zero(T* to, int64_t n) {
+  memset(to, 0, size_t(n) * sizeof(T));
+}
+
+// State [rows.count, width] of direction `dir` in a padded buffer; null reads as zeros.
+template <class T>
+BIRNN_INLINE void read_state(const Rows& rows, const T* state, int64_t B, int64_t width, T* to, int64_t ld) {
+  for (int64_t i = 0; i < rows.count; ++i) {
+    zero(to + i * ld, ld);
+    if (state) copy(to + i * ld, state + (rows.dir * B + rows.index[i]) * width, width);
+  }
+}
+
+}  // namespace BIRNN_NS
+}  // namespace birnn

@@ -1,0 +1,99 @@
+// The micro-kernel: a tile of MR rows times NV vectors of columns, kept in registers over the whole length K of the product.
+//
+//   out[r][j] = sum over k of a(r, k) * b[k][j]        r < MR, j < NV (vectors)
+//
+//   a   by rows (row stride `lda`), or interleaved: [K][MR]
+//   b   one panel: [K][NV] vectors, contiguous, so that the inner loop streams through it
+//   out [MR][NV] vectors, contiguous: a small buffer in L1 from which the caller's epilogue goes on. (Reading it back costs
+//       2 * MR * NV vector moves per K * MR * NV multiplications; in return one micro-kernel serves every cell and product.)
+//
+// Not here: which tiles make up a product (panels.h), and any knowledge of gates.
+#pragma once
+
+#include "simd.h"
+
+namespace birnn {
+namespace BIRNN_NS {
+
+constexpr int max_tile_vectors = 4;  // NV: gates of an LSTM
+constexpr int max_tile_rows = 8;
+
+// Rows of a tile: as many accumulators as the register file holds beside NV vectors of b and one broadcast a.
+constexpr int tile_rows(int nv) {
+  const int rows = (BIRNN_VECTOR_REGISTERS - nv - 1) / nv;
+  return rows < max_tile_rows ? rows : max_tile_rows;
+}
+
+// Independent sums along k, so that a tile of few rows still has enough chains to hide the latency of a multiply-add.
+constexpr int tile_chains(int mr, int nv) { return mr * nv >= 8 ? 1 : mr * nv >= 4 ? 2 : 4; }
+
+template <class T, int MR, int NV, bool Interleaved>
+__attribute__((noinline)) void tile(int64_t K, const T* __restrict__ a, int64_t lda, const T* __restrict__ b,
+                                    T* __restrict__ out) {
+  constexpr int L = lanes<T>, KU = tile_chains(MR, NV);
+  constexpr int line = 64 / int(sizeof(T));  // elements of a cache line
+  Vec<T> sum[KU][MR][NV];
+#pragma GCC unroll 32
+  for (int i = 0; i < KU * MR * NV; ++i) sum[i / (MR * NV)][i / NV % MR][i % NV] = Vec<T>{};
+
+  const auto step = [&](int64_t k, Vec<T>(&into)[MR][NV]) __attribute__((always_inline)) {
+    const T* bk = b + k * NV * L;
+#pragma GCC unroll 8
+    for (int i = 0; i < NV * L; i += line) __builtin_prefetch(bk + 8 * NV * L + i);
+    Vec<T> bv[NV];
+#pragma GCC unroll 4
+    for (int j = 0; j < NV; ++j) bv[j] = load(bk + j * L);
+#pragma GCC unroll 8
+    for (int r = 0; r < MR; ++r) {
+      const T ark = Interleaved ? a[k * MR + r] : a[r * lda + k];
+#pragma GCC unroll 4
+      for (int j = 0; j < NV; ++j) into[r][j] += ark * bv[j];
+    }
+  };
+  int64_t k = 0;
+  for (; k + KU <= K; k += KU) {
+#pragma GCC unroll 4
+    for (int u = 0; u < KU; ++u) step(k + u, sum[u]);
+  }
+  if (KU > 1) {
+    for (; k < K; ++k) step(k, sum[0]);
+  }
+#pragma GCC unroll 8
+  for (int r = 0; r < MR; ++r) {
+#pragma GCC unroll 4
+    for (int j = 0; j < NV; ++j) {
+      Vec<T> total = sum[0][r][j];
+      if (KU == 2) total += sum[1][r][j];
+      if (KU == 4) total = (total + sum[1][r][j]) + (sum[2 % KU][r][j] + sum[3 % KU][r][j]);
+      store(out + (r * NV + j) * L, total);
+    }
+  }
+}
+
+template <class T>
+using Tile = void (*)(int64_t, const T*, int64_t, const T*, T*);
+
+// tiles<T, Interleaved>[NV - 1][MR - 1]; null where the registers do not suffice.
+template <class T, int MR, int NV, bool Interleaved>
+constexpr Tile<T> tile_or_null() {
+  if constexpr (MR <= tile_rows(NV)) {
+    return &tile<T, MR, NV, Interleaved>;
+  } else {
+    return nullptr;
+  }
+}
+
+#define BIRNN_TILES_OF(NV)                                                                    \
+  {                                                                                           \
+    tile_or_null<T, 1, NV, Interleaved>(), tile_or_null<T, 2, NV, Interleaved>(),             \
+        tile_or_null<T, 3, NV, Interleaved>(), tile_or_null<T, 4, NV, Interleaved>(),         \
+        tile_or_null<T, 5, NV, Interleaved>(), tile_or_null<T, 6, NV, Interleaved>(),         \
+        tile_or_null<T, 7, NV, Interleaved>(), tile_or_null<T, 8, NV, Interleaved>(),         \
+  }
+template <class T, bool Interleaved>
+constexpr Tile<T> tiles[max_tile_vectors][max_tile_rows] = {BIRNN_TILES_OF(1), BIRNN_TILES_OF(2), BIRNN_TILES_OF(3),
+                                                             BIRNN_TILES_OF(4)};
+#undef BIRNN_TILES_OF
+
+}  // namespace BIRNN_NS
+}  // namespace birnn

@@ -1,0 +1,79 @@
+// One recurrent layer as plain sizes, pointers and strides: what the host side of the op hands to the kernels.
+// Not here: torch, and anything that owns memory. Every pointer carries its shape; T is the number of steps, B of rows, I of
+// input features, H of hidden units, P of output features per direction (H, or proj_size), D of directions, G of gates.
+//
+//   output, both directions in one tensor          h_n (and c_n)                 rows of unequal length, L[b] steps
+//        <----- P -----><----- P ----->                <--- P --->                        t=0 ... L[b]-1 ... T-1
+//   t,b [ direction 0  | direction 1   ]           d=0 [ b=0..B-1 ]             d=0, step s:  t = s
+//                                                  d=1 [ b=0..B-1 ]             d=1, step s:  t = L[b]-1-s
+//                                                                               output is 0 from t = L[b] on
+#pragma once
+
+#include <cstdint>
+
+namespace birnn {
+
+enum Mode { RNN_TANH, RNN_RELU, LSTM, GRU, MODE_COUNT };
+
+struct Sizes {
+  int64_t T, B, I, H, P, D;
+  bool projected;  // P is proj_size
+};
+
+template <class T>
+struct Weights {
+  const T* w_ih;  // [G*H, I]
+  const T* w_hh;  // [G*H, P]
+  const T* b_ih;  // [G*H] or null
+  const T* b_hh;  // [G*H] or null
+  const T* w_hr;  // [P, H] or null
+};
+
+template <class T>
+struct Gradients {
+  T* w_ih;  // as Weights; b_* and w_hr null where the weight is
+  T* w_hh;
+  T* b_ih;
+  T* b_hh;
+  T* w_hr;
+};
+
+// Features are contiguous everywhere; the strides of time and batch are free, which is all that batch_first needs.
+template <class T>
+struct Forward {
+  Sizes n;
+  const T* x;              // [T, B, I], strides x_t, x_b
+  int64_t x_t, x_b;
+  const T* h0;             // [D, B, P] or null for zeros
+  const T* c0;             // [D, B, H] or null for zeros
+  const int64_t* lengths;  // [B], each 0..T, or null: all are T
+  Weights<T> w[2];
+  T* y;                    // [T, B, D*P], strides y_t, y_b
+  int64_t y_t, y_b;
+  T* h_n;                  // [D, B, P]
+  T* c_n;                  // [D, B, H] or null
+  T* saved;                // [D, T, B, S, H], S = Cell::saved, or null: inference
+};
+
+template <class T>
+struct Backward {
+  Forward<T> f;       // what the forward pass was called with; y and saved hold its results
+  const T* dy;        // [T, B, D*P], strides dy_t, dy_b, or null for zeros
+  int64_t dy_t, dy_b;
+  const T* dh_n;      // [D, B, P] or null for zeros
+  const T* dc_n;      // [D, B, H] or null for zeros
+  T* dx[2];           // one per direction, [T, B, I], strides dx_t, dx_b, or null: not wanted
+  int64_t dx_t, dx_b;
+  T* dh0;             // [D, B, P]
+  T* dc0;             // [D, B, H] or null
+  bool want_weights;
+};
+
+// One direction over some rows of the batch: what one thread does.
+struct Task {
+  int dir;
+  const int64_t* index;  // [count] rows of the batch, longest first
+  int64_t count;
+};
+
+}  // namespace birnn

@@ -1,0 +1,49 @@
+// The Python module birnn_ext._C: facts about the build, and hooks with which tests force an instruction set.
+// Not the layers themselves: they are dispatcher ops, which ops.cpp registers when this library is loaded.
+// No torch header, so that this file compiles in seconds.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <sstream>
+#include <string>
+#include <vector>
+
+#include "cpu/dispatch.h"
+
+// setup.py passes these three; pyproject.toml holds the version number.
+#if !defined(BIRNN_VERSION) || !defined(BIRNN_TORCH_VERSION) || !defined(BIRNN_CUDA_ARCHS)
+#error "build through setup.py, which defines BIRNN_VERSION, BIRNN_TORCH_VERSION and BIRNN_CUDA_ARCHS"
+#endif
+
+namespace {
+
+#if defined(__clang__)
+constexpr const char* compiler = "Clang " __clang_version__;
+#else
+constexpr const char* compiler = "GCC " __VERSION__;
+#endif
+
+// "8.0 9.0+PTX" -> {"8.0", "9.0+PTX"}; nothing for a build without CUDA.
+std::vector<std::string> words(const std::string& text) {
+  std::istringstream in(text);
+  std::vector<std::string> result;
+  for (std::string word; in >> word;) result.push_back(word);
+  return result;
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_C, m) {
+  m.doc() = "Build facts of birnn_ext and test hooks; loading it registers torch.ops.birnn_ext.";
+  m.attr("version") = BIRNN_VERSION;
+  m.attr("torch_version") = BIRNN_TORCH_VERSION;
+  m.attr("cuda_archs") = words(BIRNN_CUDA_ARCHS);
+  m.attr("compiler") = compiler;
+  m.def("cells", &birnn::cell_names, "Names of the cells compiled in.");
+  m.def("isa_list", &birnn::isa_names, "Instruction sets usable on this machine, the best first.");
+  m.def("isa", &birnn::isa_name, "The instruction set in use.");
+  // pybind11 turns std::invalid_argument into ValueError.
+  m.def(
+      "set_isa", &birnn::set_isa, pybind11::arg("name"),
+      "For tests: use this instruction set from now on. ValueError, with the choices, if it is not usable.");
+}

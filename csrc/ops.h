@@ -1,0 +1,41 @@
+// The arguments of the ops, checked: what ops.cpp hands to the backend of each device.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <optional>
+#include <string_view>
+
+#include "layer.h"
+
+namespace birnn {
+
+using OptionalTensor = std::optional<at::Tensor>;
+
+// One layer's tensors; an absent one is undefined. Weights per direction, n.D of them.
+struct LayerTensors {
+  at::Tensor input, h0, c0, lengths;
+  at::Tensor w_ih[2], w_hh[2], b_ih[2], b_hh[2], w_hr[2];
+  Mode mode;
+  bool batch_first;
+  Sizes n;
+};
+
+// Throws (naming the argument, what came, what was expected) unless every rank, size, dtype and device fits.
+LayerTensors check_layer(const at::Tensor& input, const OptionalTensor& h0, const OptionalTensor& c0,
+                         const OptionalTensor& lengths, const at::Tensor& w_ih, const at::Tensor& w_hh,
+                         const OptionalTensor& b_ih, const OptionalTensor& b_hh, const OptionalTensor& w_hr,
+                         const OptionalTensor& w_ih_reverse, const OptionalTensor& w_hh_reverse,
+                         const OptionalTensor& b_ih_reverse, const OptionalTensor& b_hh_reverse,
+                         const OptionalTensor& w_hr_reverse, std::string_view mode, bool batch_first);
+
+// As check_layer, for what the backward op gets besides.
+void check_backward(const LayerTensors& layer, const at::Tensor& grad_output, const at::Tensor& grad_h_n,
+                    const at::Tensor& grad_c_n, const at::Tensor& output, const at::Tensor& saved);
+
+// Shapes of the results, for every device.
+//   output [T, B, D*P] or [B, T, D*P]; saved [D, T, B, S, H], without elements in inference
+std::vector<int64_t> output_shape(const LayerTensors& layer);
+std::vector<int64_t> saved_shape(const LayerTensors& layer);
+
+}  // namespace birnn
