@@ -4,6 +4,7 @@
 
 #include <unistd.h>
 
+#include <algorithm>
 #include <atomic>
 #include <cstdlib>
 #include <stdexcept>
@@ -89,6 +90,28 @@ std::vector<std::string> isa_names() {
 std::string isa_name() { return table().name; }
 
 void set_isa(const std::string& name) { chosen.store(&find(name, "name"), std::memory_order_release); }
+
+namespace {
+
+template <class T>
+std::vector<double> call(MathHook<T> hook, int function, const std::vector<double>& x) {
+  std::vector<T> in(x.begin(), x.end()), out(x.size());
+  hook(function, int64_t(x.size()), in.data(), out.data());
+  return {out.begin(), out.end()};
+}
+
+}  // namespace
+
+std::vector<double> gate_function(const std::string& name, const std::string& dtype, const std::vector<double>& x) {
+  const std::vector<std::string> names{"exp", "sigmoid", "tanh"};
+  const int function = int(std::find(names.begin(), names.end(), name) - names.begin());
+  if (function == int(names.size())) {
+    throw std::invalid_argument("name: expected exp, sigmoid or tanh, got '" + name + "'");
+  }
+  if (dtype == "float32") return call(table().math_f32, function, x);
+  if (dtype == "float64") return call(table().math_f64, function, x);
+  throw std::invalid_argument("dtype: expected float32 or float64, got '" + dtype + "'");
+}
 
 std::vector<std::string> cell_names() {
   std::vector<std::string> names;

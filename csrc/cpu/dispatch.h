@@ -17,6 +17,9 @@ std::string isa_name();
 // For tests. Throws std::invalid_argument, listing the choices, if `name` is not one of isa_names().
 void set_isa(const std::string& name);
 
+// For tests: exp, sigmoid or tanh of x as the kernels in use compute it, in "float32" or "float64".
+std::vector<double> gate_function(const std::string& name, const std::string& dtype, const std::vector<double>& x);
+
 // The cells that were compiled in, by the `mode` that asks for them ("GRU", "LSTM", ...).
 std::vector<std::string> cell_names();
 
