@@ -52,9 +52,7 @@ from torch.utils import cpp_extension  # noqa: E402  only once torch is known to
 
 def compiler():
     """The C++ compiler, as a list of words, once it has shown that it can build what is needed here."""
-    cxx = shlex.split(os.environ.get("CXX", "")) or [
-        next(filter(shutil.which, ["c++", "g++", "clang++"]), "c++")
-    ]
+    cxx = shlex.split(os.environ.get("CXX", "")) or [next(filter(shutil.which, ["c++", "g++", "clang++"]), "c++")]
     if not shutil.which(cxx[0]):
         fail(f"no C++ compiler ({cxx[0]}): install one (Debian: apt-get install g++), or set CXX to yours.")
     if not Path(sysconfig.get_path("include"), "Python.h").exists():

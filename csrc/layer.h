@@ -1,6 +1,7 @@
 // One recurrent layer as plain sizes, pointers and strides: what the host side of the op hands to the kernels.
-// Not here: torch, and anything that owns memory. Every pointer carries its shape; T is the number of steps, B of rows, I of
-// input features, H of hidden units, P of output features per direction (H, or proj_size), D of directions, G of gates.
+// Not here: torch, and anything that owns memory. Every pointer carries its shape; T is the number of steps, B of rows,
+// I of input features, H of hidden units, P of output features per direction (H, or proj_size), D of directions, G of
+// gates.
 //
 //   output, both directions in one tensor          h_n (and c_n)                 rows of unequal length, L[b] steps
 //        <----- P -----><----- P ----->                <--- P --->                        t=0 ... L[b]-1 ... T-1
@@ -42,30 +43,30 @@ struct Gradients {
 template <class T>
 struct Forward {
   Sizes n;
-  const T* x;              // [T, B, I], strides x_t, x_b
+  const T* x;  // [T, B, I], strides x_t, x_b
   int64_t x_t, x_b;
   const T* h0;             // [D, B, P] or null for zeros
   const T* c0;             // [D, B, H] or null for zeros
   const int64_t* lengths;  // [B], each 0..T, or null: all are T
   Weights<T> w[2];
-  T* y;                    // [T, B, D*P], strides y_t, y_b
+  T* y;  // [T, B, D*P], strides y_t, y_b
   int64_t y_t, y_b;
-  T* h_n;                  // [D, B, P]
-  T* c_n;                  // [D, B, H] or null
-  T* saved;                // [D, T, B, S, H], S = Cell::saved, or null: inference
+  T* h_n;    // [D, B, P]
+  T* c_n;    // [D, B, H] or null
+  T* saved;  // [D, T, B, S, H], S = Cell::saved, or null: inference
 };
 
 template <class T>
 struct Backward {
-  Forward<T> f;       // what the forward pass was called with; y and saved hold its results
-  const T* dy;        // [T, B, D*P], strides dy_t, dy_b, or null for zeros
+  Forward<T> f;  // what the forward pass was called with; y and saved hold its results
+  const T* dy;   // [T, B, D*P], strides dy_t, dy_b, or null for zeros
   int64_t dy_t, dy_b;
-  const T* dh_n;      // [D, B, P] or null for zeros
-  const T* dc_n;      // [D, B, H] or null for zeros
-  T* dx[2];           // one per direction, [T, B, I], strides dx_t, dx_b, or null: not wanted
+  const T* dh_n;  // [D, B, P] or null for zeros
+  const T* dc_n;  // [D, B, H] or null for zeros
+  T* dx[2];       // one per direction, [T, B, I], strides dx_t, dx_b, or null: not wanted
   int64_t dx_t, dx_b;
-  T* dh0;             // [D, B, P]
-  T* dc0;             // [D, B, H] or null
+  T* dh0;  // [D, B, P]
+  T* dc0;  // [D, B, H] or null
   bool want_weights;
 };
 

@@ -41,12 +41,12 @@ PYBIND11_MODULE(_C, m) {
   m.attr("compiler") = compiler;
   m.def("cells", &birnn::cell_names, "Names of the cells compiled in.");
   m.def("gate_function", &birnn::gate_function, pybind11::arg("name"), pybind11::arg("dtype"), pybind11::arg("x"),
-        "For tests: \"exp\", \"sigmoid\" or \"tanh\" of a list of numbers, as the kernels in use compute it in \"float32\" or "
+        "For tests: \"exp\", \"sigmoid\" or \"tanh\" of a list of numbers, as the kernels in use compute it in "
+        "\"float32\" or "
         "\"float64\". ValueError for other names.");
   m.def("isa_list", &birnn::isa_names, "Instruction sets usable on this machine, the best first.");
   m.def("isa", &birnn::isa_name, "The instruction set in use.");
   // pybind11 turns std::invalid_argument into ValueError.
-  m.def(
-      "set_isa", &birnn::set_isa, pybind11::arg("name"),
-      "For tests: use this instruction set from now on. ValueError, with the choices, if it is not usable.");
+  m.def("set_isa", &birnn::set_isa, pybind11::arg("name"),
+        "For tests: use this instruction set from now on. ValueError, with the choices, if it is not usable.");
 }

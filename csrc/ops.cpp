@@ -1,5 +1,6 @@
-// The two ops, torch.ops.birnn_ext.layer and layer_backward: schemas, and the only checks of their arguments. What computes them is
-// registered per device (cpu/layer.cpp); derivatives, fake tensors and batching rules are in birnn_ext/ops.py.
+// The two ops, torch.ops.birnn_ext.layer and layer_backward: schemas, and the only checks of their arguments. What
+// computes them is registered per device (cpu/layer.cpp); derivatives, fake tensors and batching rules are in
+// birnn_ext/ops.py.
 #include "ops.h"
 
 #include <torch/library.h>
@@ -24,7 +25,8 @@ at::Tensor or_undefined(const OptionalTensor& t) { return t.has_value() ? *t : a
 void check_tensor(const char* name, const at::Tensor& t, at::IntArrayRef shape, const at::Tensor& like) {
   TORCH_CHECK(t.scalar_type() == like.scalar_type(), name, ": expected dtype ", like.scalar_type(),
               ", that of input, got ", t.scalar_type());
-  TORCH_CHECK(t.device() == like.device(), name, ": expected device ", like.device(), ", that of input, got ", t.device());
+  TORCH_CHECK(t.device() == like.device(), name, ": expected device ", like.device(), ", that of input, got ",
+              t.device());
   TORCH_CHECK(t.sizes() == shape, name, ": expected shape ", shape, ", got ", t.sizes());
 }
 
@@ -58,13 +60,13 @@ LayerTensors check_layer(const at::Tensor& input, const OptionalTensor& h0, cons
   l.b_ih[1] = or_undefined(b_ih_reverse), l.b_hh[1] = or_undefined(b_hh_reverse);
   l.w_hr[1] = or_undefined(w_hr_reverse);
 
-  TORCH_CHECK(input.dim() == 3, "input: expected 3 dimensions, ", batch_first ? "[B, T, I]" : "[T, B, I]", ", got shape ",
-              input.sizes());
-  TORCH_CHECK(w_ih.dim() == 2 && w_hh.dim() == 2, "w_ih, w_hh: expected 2 dimensions, got shapes ", w_ih.sizes(), " and ",
-              w_hh.sizes());
+  TORCH_CHECK(input.dim() == 3, "input: expected 3 dimensions, ", batch_first ? "[B, T, I]" : "[T, B, I]",
+              ", got shape ", input.sizes());
+  TORCH_CHECK(w_ih.dim() == 2 && w_hh.dim() == 2, "w_ih, w_hh: expected 2 dimensions, got shapes ", w_ih.sizes(),
+              " and ", w_hh.sizes());
   const int64_t G = cell_facts[l.mode].gates;
-  TORCH_CHECK(w_ih.size(0) > 0 && w_ih.size(0) % G == 0, "w_ih: expected ", G, " * H rows for mode ", cell_facts[l.mode].name,
-              ", got shape ", w_ih.sizes());
+  TORCH_CHECK(w_ih.size(0) > 0 && w_ih.size(0) % G == 0, "w_ih: expected ", G, " * H rows for mode ",
+              cell_facts[l.mode].name, ", got shape ", w_ih.sizes());
   Sizes& n = l.n;
   n.T = input.size(batch_first ? 1 : 0), n.B = input.size(batch_first ? 0 : 1), n.I = input.size(2);
   n.H = w_ih.size(0) / G;
@@ -89,9 +91,10 @@ LayerTensors check_layer(const at::Tensor& input, const OptionalTensor& h0, cons
   check_if_given("c0", l.c0, {n.D, n.B, n.H}, input);
   if (l.lengths.defined()) {
     TORCH_CHECK(l.lengths.scalar_type() == at::kLong, "lengths: expected dtype Long, got ", l.lengths.scalar_type());
-    TORCH_CHECK(l.lengths.device() == input.device(), "lengths: expected device ", input.device(), ", that of input, got ",
-                l.lengths.device());
-    TORCH_CHECK(l.lengths.sizes() == at::IntArrayRef({n.B}), "lengths: expected shape [", n.B, "], got ", l.lengths.sizes());
+    TORCH_CHECK(l.lengths.device() == input.device(), "lengths: expected device ", input.device(),
+                ", that of input, got ", l.lengths.device());
+    TORCH_CHECK(l.lengths.sizes() == at::IntArrayRef({n.B}), "lengths: expected shape [", n.B, "], got ",
+                l.lengths.sizes());
   }
   return l;
 }
@@ -116,26 +119,23 @@ void check_backward(const LayerTensors& l, const at::Tensor& grad_output, const 
               cell_facts[l.mode].name);
   check_if_given("grad_c_n", grad_c_n, {n.D, n.B, n.H}, l.input);
   check_tensor("output", output, shape, l.input);
-  TORCH_CHECK(output.is_contiguous(), "output: expected the contiguous result of layer, got strides ", output.strides());
   check_tensor("saved", saved, saved_shape(l), l.input);
-  TORCH_CHECK(saved.is_contiguous(), "saved: expected the contiguous result of layer with train=True, got strides ",
-              saved.strides());
 }
 
 }  // namespace birnn
 
-#define BIRNN_LAYER_SCHEMA                                                                              \
-  "Tensor input, Tensor? h0, Tensor? c0, Tensor? lengths, "                                             \
-  "Tensor w_ih, Tensor w_hh, Tensor? b_ih, Tensor? b_hh, Tensor? w_hr, "                                \
+#define BIRNN_LAYER_SCHEMA                                                                                         \
+  "Tensor input, Tensor? h0, Tensor? c0, Tensor? lengths, "                                                        \
+  "Tensor w_ih, Tensor w_hh, Tensor? b_ih, Tensor? b_hh, Tensor? w_hr, "                                           \
   "Tensor? w_ih_reverse, Tensor? w_hh_reverse, Tensor? b_ih_reverse, Tensor? b_hh_reverse, Tensor? w_hr_reverse, " \
   "str mode, bool batch_first"
 
 TORCH_LIBRARY(birnn_ext, m) {
   m.def("layer(" BIRNN_LAYER_SCHEMA ", bool train) -> (Tensor output, Tensor h_n, Tensor c_n, Tensor saved)");
-  m.def(
-      "layer_backward(Tensor? grad_output, Tensor? grad_h_n, Tensor? grad_c_n, " BIRNN_LAYER_SCHEMA
-      ", Tensor output, Tensor saved, bool need_input, bool need_weights) -> (Tensor grad_input, Tensor grad_h0, Tensor grad_c0, "
-      "Tensor grad_w_ih, Tensor grad_w_hh, Tensor grad_b_ih, Tensor grad_b_hh, Tensor grad_w_hr, "
-      "Tensor grad_w_ih_reverse, Tensor grad_w_hh_reverse, Tensor grad_b_ih_reverse, Tensor grad_b_hh_reverse, "
-      "Tensor grad_w_hr_reverse)");
+  m.def("layer_backward(Tensor? grad_output, Tensor? grad_h_n, Tensor? grad_c_n, " BIRNN_LAYER_SCHEMA
+        ", Tensor output, Tensor saved, bool need_input, bool need_weights) -> (Tensor grad_input, Tensor grad_h0, "
+        "Tensor grad_c0, "
+        "Tensor grad_w_ih, Tensor grad_w_hh, Tensor grad_b_ih, Tensor grad_b_hh, Tensor grad_w_hr, "
+        "Tensor grad_w_ih_reverse, Tensor grad_w_hh_reverse, Tensor grad_b_ih_reverse, Tensor grad_b_hh_reverse, "
+        "Tensor grad_w_hr_reverse)");
 }

@@ -135,9 +135,7 @@ def isa_objects(tmp_path_factory):
     objects = {}
     for source in ISA_SOURCES:
         isa = source.stem.removeprefix("isa_")
-        built = sorted(
-            ROOT.glob(f"build/temp.*/csrc/cpu/{source.stem}.o"), key=lambda path: path.stat().st_mtime
-        )
+        built = sorted(ROOT.glob(f"build/temp.*/csrc/cpu/{source.stem}.o"), key=lambda path: path.stat().st_mtime)
         if built and built[-1].stat().st_mtime >= newest:
             objects[isa] = built[-1]
             continue

@@ -2,12 +2,14 @@
 //
 //   for each chunk of steps, last first
 //     for each step, last first
-//       the cell's backward on  carry + dy  ->  gate gradients dg [rows, columns * H], and what flows to h_{s-1} directly
-//       carry += dg W_hh                                                             inherently sequential
-//     dW_ih += dg^T x    dW_hh += dg^T h_{s-1}    db += column sums of dg    dx = dg W_ih      products over the whole chunk
+//       the cell's backward on  carry + dy  ->  gate gradients dg [rows, columns * H], and what flows to h_{s-1}
+//       directly carry += dg W_hh                                                             inherently sequential
+//     dW_ih += dg^T x    dW_hh += dg^T h_{s-1}    db += column sums of dg    dx = dg W_ih      products over the whole
+//     chunk
 //
 // carry [rows, P] is the gradient of h_{s-1} that comes from later steps; a row's carry starts as its gradient of h_n.
-// With a projection, dq = carry + dy is first taken through W_hr, and dW_hr += dq^T u. Not here: threads, allocation, torch.
+// With a projection, dq = carry + dy is first taken through W_hr, and dW_hr += dq^T u. Not here: threads, allocation,
+// torch.
 #pragma once
 
 #include "sweep.h"
@@ -19,11 +21,13 @@ template <class T, class Cell>
 struct BackwardSweep {
   static constexpr int L = lanes<T>, G = Cell::gates, S = Cell::saved;
   static constexpr bool has_c = Cell::states == 2;
-  static constexpr int first_x_column = Cell::x_column(G - 1) < Cell::x_column(0) ? Cell::x_column(G - 1) : Cell::x_column(0);
+  static constexpr int first_x_column =
+      Cell::x_column(G - 1) < Cell::x_column(0) ? Cell::x_column(G - 1) : Cell::x_column(0);
   static constexpr int first_h_column = Cell::h_column(0);
   static constexpr int wide = panel_width(1);
 
-  // W_hh, W_ih and W_hr for products from the left (rows of the matrix are the summed index); shared by all tasks of a direction.
+  // W_hh, W_ih and W_hr for products from the left (rows of the matrix are the summed index); shared by all tasks of a
+  // direction.
   struct Packed {
     Shape ih, hh, hr;
     T *w_ih, *w_hh, *w_hr;
@@ -59,8 +63,8 @@ struct BackwardSweep {
     }
   }
 
-  // Rows per chunk: the input rows, packed, fill half of L2; each chunk reads and writes the whole weight gradient once, so that
-  // few rows would make that the main cost.
+  // Rows per chunk: the input rows, packed, fill half of L2; each chunk reads and writes the whole weight gradient
+  // once, so that few rows would make that the main cost.
   static int64_t chunk_target(const Sizes& n, int64_t l2_bytes) {
     const int64_t rows = l2_bytes / 2 / int64_t(sizeof(T)) / (n.I > n.P ? n.I : n.P);
     return rows < 128 ? 128 : rows > 512 ? 512 : rows;
@@ -130,7 +134,9 @@ struct BackwardSweep {
     return f.c0 ? f.c0 + (rows.dir * f.n.B + b) * f.n.H : nullptr;
   }
 
-  static Vec<T> load_or_zero(const T* p, int64_t unit, int64_t some) { return p ? load_some(p + unit, some) : Vec<T>{}; }
+  static Vec<T> load_or_zero(const T* p, int64_t unit, int64_t some) {
+    return p ? load_some(p + unit, some) : Vec<T>{};
+  }
 
   static void run(const Backward<T>& q, const Task& task, const Gradients<T>& out, T* packed_memory, T* scratch_memory,
                   int64_t l2_bytes) {
@@ -208,14 +214,14 @@ struct BackwardSweep {
             });
   }
 
-  // du = (carry + dy) W_hr; keeps dq = carry + dy for dW_hr, and clears the carry, to which the projected h adds nothing directly.
+  // du = (carry + dy) W_hr; keeps dq = carry + dy for dW_hr, and clears the carry, to which the projected h adds
+  // nothing directly.
   static void unproject(const Backward<T>& q, const Rows& rows, int64_t s, int64_t act, int64_t row, const Packed& w,
                         const Scratch& m) {
     const Sizes& n = q.f.n;
     T* dq = m.dq + row * m.ld_p;
     for (int64_t i = 0; i < act; ++i) {
-      const T* dy =
-          q.dy ? q.dy + rows.time(i, s) * q.dy_t + rows.index[i] * q.dy_b + rows.dir * n.P : nullptr;
+      const T* dy = q.dy ? q.dy + rows.time(i, s) * q.dy_t + rows.index[i] * q.dy_b + rows.dir * n.P : nullptr;
       for (int64_t at = 0; at < n.P; at += L) {
         T* carry = m.carry + i * m.ld_p + at;
         store(dq + i * m.ld_p + at, load(carry) + load_or_zero(dy, at, n.P - at));
@@ -271,10 +277,21 @@ struct BackwardSweep {
       }
     }
     if (!out.b_ih && !out.b_hh) return;
-    const int64_t width = Cell::columns * n.H;
-    for (int64_t r = 0; r < chunk.rows; ++r) {
-      const T* from = m.dg + r * m.ld_g;
-      for (int64_t j = 0; j < width; ++j) m.sums[j] += from[j];
+    add_column_sums(m.dg, m.ld_g, chunk.rows, Cell::columns * n.H, m.sums);
+  }
+
+  // Pairwise in three levels (8 rows, a chunk, all chunks): in one long chain the rounding errors of a bias gradient
+  // would grow with T * B.
+  static void add_column_sums(const T* from, int64_t ld, int64_t rows, int64_t width, T* sums) {
+    for (int64_t j = 0; j < width; j += L) {
+      const int64_t some = width - j;
+      Vec<T> total = {};
+      for (int64_t r = 0; r < rows; r += 8) {
+        Vec<T> few = {};
+        for (int64_t k = r; k < smaller(r + 8, rows); ++k) few += load_some(from + k * ld + j, some);
+        total += few;
+      }
+      store_some(sums + j, load_some(sums + j, some) + total, some);
     }
   }
 

@@ -1,5 +1,5 @@
-// Chooses the instruction set: the best that was compiled in and that the processor has, unless BIRNN_ISA names another.
-// ATEN_CPU_CAPABILITY, by which people hold torch itself to an older instruction set, holds these kernels too.
+// Chooses the instruction set: the best that was compiled in and that the processor has, unless BIRNN_ISA names
+// another. ATEN_CPU_CAPABILITY, by which people hold torch itself to an older instruction set, holds these kernels too.
 #include "dispatch.h"
 
 #include <unistd.h>

@@ -1,5 +1,5 @@
-// The ops on CPU tensors: allocates the results and the scratch memory, and runs one task per direction (and share of the rows).
-// Not here: arithmetic. Inside a task there are raw pointers only.
+// The ops on CPU tensors: allocates the results and the scratch memory, and runs one task per direction (and share of
+// the rows). Not here: arithmetic. Inside a task there are raw pointers only.
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/zeros.h>
@@ -39,8 +39,8 @@ void make_dense(LayerTensors& l) {
   if (!l.lengths.defined()) return;
   const int64_t* lengths = l.lengths.const_data_ptr<int64_t>();
   for (int64_t b = 0; b < l.n.B; ++b) {
-    TORCH_CHECK_VALUE(lengths[b] >= 0 && lengths[b] <= l.n.T, "lengths: expected values from 0 to T = ", l.n.T, ", got ",
-                      lengths[b], " at position ", b);
+    TORCH_CHECK_VALUE(lengths[b] >= 0 && lengths[b] <= l.n.T, "lengths: expected values from 0 to T = ", l.n.T,
+                      ", got ", lengths[b], " at position ", b);
   }
 }
 
@@ -78,8 +78,7 @@ void pack_and_sweep(const Plan& p, const Sizes& n, int64_t packed_size, bool par
     return;
   }
   run_tasks(n.D, parallel, [&](int64_t d) { pack(int(d), packed + d * packed_size); });
-  run_tasks(int64_t(p.tasks.size()), parallel,
-            [&](int64_t i) { sweep(i, packed + p.tasks[i].dir * packed_size); });
+  run_tasks(int64_t(p.tasks.size()), parallel, [&](int64_t i) { sweep(i, packed + p.tasks[i].dir * packed_size); });
 }
 
 // Scratch memory of all tasks, one after the other.
@@ -103,8 +102,7 @@ void run_forward(const LayerTensors& l, const Forward<T>& f) {
   for (const Task& task : p.tasks) scratch.add(kernel.scratch_size(f, task, l2));
   scratch.allocate();
   pack_and_sweep<T>(
-      p, l.n, (kernel.packed_size(l.n) + 63) / 64 * 64, parallel,
-      [&](int d, T* packed) { kernel.pack(f, d, packed); },
+      p, l.n, (kernel.packed_size(l.n) + 63) / 64 * 64, parallel, [&](int d, T* packed) { kernel.pack(f, d, packed); },
       [&](int64_t i, T* packed) { kernel.run(f, p.tasks[i], packed, scratch.of(i), l2); });
 }
 
@@ -114,8 +112,8 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> layer(
     const OptionalTensor& w_hr, const OptionalTensor& w_ih_reverse, const OptionalTensor& w_hh_reverse,
     const OptionalTensor& b_ih_reverse, const OptionalTensor& b_hh_reverse, const OptionalTensor& w_hr_reverse,
     std::string_view mode, bool batch_first, bool train) {
-  LayerTensors l = check_layer(input, h0, c0, lengths, w_ih, w_hh, b_ih, b_hh, w_hr, w_ih_reverse, w_hh_reverse, b_ih_reverse,
-                               b_hh_reverse, w_hr_reverse, mode, batch_first);
+  LayerTensors l = check_layer(input, h0, c0, lengths, w_ih, w_hh, b_ih, b_hh, w_hr, w_ih_reverse, w_hh_reverse,
+                               b_ih_reverse, b_hh_reverse, w_hr_reverse, mode, batch_first);
   make_dense(l);
   const Sizes& n = l.n;
   const auto options = input.options().requires_grad(false);
@@ -138,7 +136,8 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> layer(
   return {output, h_n, c_n, saved};
 }
 
-// Gradients of the weights of one direction: five tensors, without elements where there is no such weight or it is not wanted.
+// Gradients of the weights of one direction: five tensors, without elements where there is no such weight or it is not
+// wanted.
 struct WeightGradients {
   at::Tensor w_ih, w_hh, b_ih, b_hh, w_hr;
 
@@ -147,7 +146,8 @@ struct WeightGradients {
       const auto options = l.input.options().requires_grad(false);
       return wanted && w.defined() ? at::empty(w.sizes(), options) : at::empty({0}, options);
     };
-    w_ih = like(l.w_ih[d]), w_hh = like(l.w_hh[d]), b_ih = like(l.b_ih[d]), b_hh = like(l.b_hh[d]), w_hr = like(l.w_hr[d]);
+    w_ih = like(l.w_ih[d]), w_hh = like(l.w_hh[d]), b_ih = like(l.b_ih[d]), b_hh = like(l.b_hh[d]),
+    w_hr = like(l.w_hr[d]);
   }
   int64_t size() const { return w_ih.numel() + w_hh.numel() + b_ih.numel() + b_hh.numel() + w_hr.numel(); }
 
@@ -177,6 +177,15 @@ void add_parts(T* total, int64_t size, const T* parts, int64_t count, int64_t st
   }
 }
 
+// to[i] += from[i]. Not at::Tensor::add_, which would open a parallel region of torch's own, also in a forked process.
+template <class T>
+void add(T* to, const T* from, int64_t size) {
+  const int64_t shares = size > 32768 ? parallel_tasks() : 1;
+  run_tasks(shares, true, [&](int64_t k) {
+    for (int64_t i = size * k / shares; i < size * (k + 1) / shares; ++i) to[i] += from[i];
+  });
+}
+
 template <class T>
 void run_backward(const LayerTensors& l, const Backward<T>& q, const WeightGradients* gradients) {
   const BackwardKernel<T>& kernel = table().kernels<T>().backward[l.mode];
@@ -186,13 +195,13 @@ void run_backward(const LayerTensors& l, const Backward<T>& q, const WeightGradi
   TaskScratch<T> scratch;
   for (const Task& task : p.tasks) scratch.add(kernel.scratch_size(q, task, l2));
   scratch.allocate();
-  // The first task of a direction writes to the results, the others to parts that are added afterwards in a fixed order.
+  // The first task of a direction writes to the results, the others to parts that are added afterwards in a fixed
+  // order.
   const int64_t size = gradients[0].size(), parts = p.splits - 1;
   const at::DataPtr parts_memory = c10::GetCPUAllocator()->allocate(size_t(size * parts * l.n.D) * sizeof(T));
   const auto part = [&](int64_t d, int64_t k) { return static_cast<T*>(parts_memory.get()) + (d * parts + k) * size; };
   pack_and_sweep<T>(
-      p, l.n, (kernel.packed_size(q) + 63) / 64 * 64, parallel,
-      [&](int d, T* packed) { kernel.pack(q, d, packed); },
+      p, l.n, (kernel.packed_size(q) + 63) / 64 * 64, parallel, [&](int d, T* packed) { kernel.pack(q, d, packed); },
       [&](int64_t i, T* packed) {
         const int64_t d = p.tasks[i].dir, k = i - d * p.splits;
         const Gradients<T> out =
@@ -214,19 +223,22 @@ void run_backward(const LayerTensors& l, const Backward<T>& q, const WeightGradi
 using ThirteenTensors = std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor,
                                    at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor>;
 
-ThirteenTensors layer_backward(
-    const OptionalTensor& grad_output, const OptionalTensor& grad_h_n, const OptionalTensor& grad_c_n,
-    const at::Tensor& input, const OptionalTensor& h0, const OptionalTensor& c0, const OptionalTensor& lengths,
-    const at::Tensor& w_ih, const at::Tensor& w_hh, const OptionalTensor& b_ih, const OptionalTensor& b_hh,
-    const OptionalTensor& w_hr, const OptionalTensor& w_ih_reverse, const OptionalTensor& w_hh_reverse,
-    const OptionalTensor& b_ih_reverse, const OptionalTensor& b_hh_reverse, const OptionalTensor& w_hr_reverse,
-    std::string_view mode, bool batch_first, const at::Tensor& output, const at::Tensor& saved, bool need_input,
-    bool need_weights) {
-  LayerTensors l = check_layer(input, h0, c0, lengths, w_ih, w_hh, b_ih, b_hh, w_hr, w_ih_reverse, w_hh_reverse, b_ih_reverse,
-                               b_hh_reverse, w_hr_reverse, mode, batch_first);
+ThirteenTensors layer_backward(const OptionalTensor& grad_output, const OptionalTensor& grad_h_n,
+                               const OptionalTensor& grad_c_n, const at::Tensor& input, const OptionalTensor& h0,
+                               const OptionalTensor& c0, const OptionalTensor& lengths, const at::Tensor& w_ih,
+                               const at::Tensor& w_hh, const OptionalTensor& b_ih, const OptionalTensor& b_hh,
+                               const OptionalTensor& w_hr, const OptionalTensor& w_ih_reverse,
+                               const OptionalTensor& w_hh_reverse, const OptionalTensor& b_ih_reverse,
+                               const OptionalTensor& b_hh_reverse, const OptionalTensor& w_hr_reverse,
+                               std::string_view mode, bool batch_first, const at::Tensor& output_any_strides,
+                               const at::Tensor& saved_any_strides, bool need_input, bool need_weights) {
+  LayerTensors l = check_layer(input, h0, c0, lengths, w_ih, w_hh, b_ih, b_hh, w_hr, w_ih_reverse, w_hh_reverse,
+                               b_ih_reverse, b_hh_reverse, w_hr_reverse, mode, batch_first);
   at::Tensor dy = grad_output.value_or(at::Tensor()), dh_n = grad_h_n.value_or(at::Tensor()),
              dc_n = grad_c_n.value_or(at::Tensor());
-  check_backward(l, dy, dh_n, dc_n, output, saved);
+  check_backward(l, dy, dh_n, dc_n, output_any_strides, saved_any_strides);
+  const at::Tensor output = output_any_strides.contiguous(),
+                   saved = saved_any_strides.contiguous();  // copies under vmap only
   make_dense(l);
   dy = feature_contiguous(dy), dh_n = contiguous(dh_n), dc_n = contiguous(dc_n);
 
@@ -253,11 +265,11 @@ ThirteenTensors layer_backward(
     q.dh0 = dh0.mutable_data_ptr<T>(), q.dc0 = dc0.mutable_data_ptr<T>();
     q.want_weights = need_weights;
     run_backward(l, q, dw);
+    if (need_input && n.D == 2) add(q.dx[0], q.dx[1], dx[0].numel());
   };
   TORCH_CHECK(input.scalar_type() == at::kFloat || input.scalar_type() == at::kDouble,
               "input: the CPU kernels are for dtypes Float and Double, got ", input.scalar_type());
   input.scalar_type() == at::kFloat ? run(float()) : run(double());
-  if (need_input && n.D == 2) dx[0].add_(dx[1]);
   return {dx[0],      dh0,        dc0,        dw[0].w_ih, dw[0].w_hh, dw[0].b_ih, dw[0].b_hh,
           dw[0].w_hr, dw[1].w_ih, dw[1].w_hh, dw[1].b_ih, dw[1].b_hh, dw[1].w_hr};
 }

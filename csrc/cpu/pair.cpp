@@ -14,8 +14,9 @@ namespace birnn {
 
 namespace {
 
-// GNU's OpenMP does not survive fork(): a child that opens a parallel region waits for threads that only its parent has. So a
-// forked child (a DataLoader worker, say) starts threads of its own, which costs some 50 us a call but cannot hang.
+// GNU's OpenMP does not survive fork(): a child that opens a parallel region waits for threads that only its parent
+// has. So a forked child (a DataLoader worker, say) starts threads of its own, which costs some 50 us a call but cannot
+// hang.
 std::atomic<bool> forked{false};
 const int registered = pthread_atfork(nullptr, nullptr, [] { forked.store(true); });
 
@@ -61,7 +62,8 @@ Plan plan(const Sizes& n, const int64_t* lengths, int64_t threads) {
   if (lengths) {
     std::stable_sort(order.begin(), order.end(), [&](int64_t a, int64_t b) { return lengths[a] > lengths[b]; });
   }
-  // Rows of equal length go to a task side by side; of unequal length, in turn, so that all tasks get long and short ones.
+  // Rows of equal length go to a task side by side; of unequal length, in turn, so that all tasks get long and short
+  // ones.
   std::vector<int64_t> starts;
   for (int64_t k = 0; k < p.splits; ++k) {
     starts.push_back(int64_t(p.index.size()));

@@ -1,5 +1,5 @@
-// exp, sigmoid and tanh on vectors. Errors against a 200-bit reference are held by tests/test_cells.py: float within 5e-7
-// absolute and double within 4e-16 of the true gate value, which is what a gate needs (its value is at most 1).
+// exp, sigmoid and tanh on vectors. Errors against a 200-bit reference are held by tests/test_cells.py: float within
+// 5e-7 absolute and double within 4e-16 of the true gate value, which is what a gate needs (its value is at most 1).
 // Not here: functions that set errno or care about rounding modes. NaN in, NaN out.
 #pragma once
 
@@ -11,7 +11,8 @@ namespace BIRNN_NS {
 template <class V>
 struct Math;
 
-// exp(x) for |x| below the range of the type: x = n ln 2 + r, 2^n by its exponent bits, exp(r) by its Taylor series in r
+// exp(x) for |x| below the range of the type: x = n ln 2 + r, 2^n by its exponent bits, exp(r) by its Taylor series in
+// r
 // (|r| <= ln 2 / 2: the term of degree 7 is below half an ulp in float, of degree 13 in double).
 template <>
 struct Math<Vec<float>> {
@@ -38,7 +39,7 @@ struct Math<Vec<float>> {
     p = p * r + 5.0000001201e-1f;
     p = p * (r * r) + r + 1.0f;
     const auto bits = reinterpret_cast<Simd<float>::Int>(shifted);
-    return reinterpret_cast<V>(reinterpret_cast<Simd<float>::Int>(p) + (bits << 23));
+    return p * reinterpret_cast<V>((bits << 23) + (127 << 23));  // a product: a NaN in p stays one, whatever its bits
   }
 
   BIRNN_INLINE V sigmoid(V x) { return 1.0f / (1.0f + exp(-clamp(x, 80.0f))); }
@@ -93,7 +94,7 @@ struct Math<Vec<double>> {
     p = p * r + 0.5;
     p = p * (r * r) + r + 1.0;
     const auto bits = reinterpret_cast<Simd<double>::Int>(shifted);
-    return reinterpret_cast<V>(reinterpret_cast<Simd<double>::Int>(p) + (bits << 52));
+    return p * reinterpret_cast<V>((bits << 52) + (int64_t(1023) << 52));
   }
 
   BIRNN_INLINE V sigmoid(V x) { return 1.0 / (1.0 + exp(-clamp(x, 700.0))); }
@@ -107,7 +108,7 @@ struct Math<Vec<double>> {
     V q = z + 1.12811678491632931402e2;
     q = q * z + 2.23548839060100448583e3;
     q = q * z + 4.84406305325125486048e3;
-    const V near = x + x * z * p / q;
+    const V near = z == 0 ? x : x + x * z * p / q;  // (keeps the sign of -0)
     const V far = 1.0 - 2.0 / (exp(2.0 * clamp(x, 22.0)) + 1.0);
     return z < 0.625 * 0.625 ? near : far;
   }

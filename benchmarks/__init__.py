@@ -1,0 +1,13 @@
+"""Measures birnn_ext against torch.nn and other libraries: `python -m benchmarks.run` from the root of the
+repository.
+
+    shapes      what is measured: the grid of shapes, one case of it
+    problem     the numbers of one case: weights, inputs, lengths
+    contenders  who competes: birnn_ext and torch.nn; peers has ONNX Runtime and OpenVINO
+    check       nobody is timed before being right
+    clock       how time is taken, and the statistics of it
+    machine     what the machine is, how fast it is right now, and the floor that follows
+    run, plot, compare, demo    the commands
+
+Not installed with the package.
+"""

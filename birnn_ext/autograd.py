@@ -1,0 +1,184 @@
+"""The derivatives of the ops, as two Python `autograd.Function`s: gradients, second derivatives, vmap.
+
+    Layer           computes ops.layer            its backward is LayerBackward
+    LayerBackward   computes ops.layer_backward   its backward is that of the gradient of `reference.layer`
+
+Everything from second derivatives on runs through `reference.py`. (Forward mode never comes here: ops.py sends it
+to the reference at once. A `jvp` method would not serve forward over forward, and torch.compile refuses Functions
+that have one.) Under vmap the mapped dimension joins the batch where the weights are not mapped; where they are
+(ensembles, per-sample gradients), the op is called once per sample.
+Not here: which tensors take this way at all (ops.py).
+"""
+
+import torch
+
+from . import reference
+
+# Positions in the arguments of Layer and of LayerBackward.
+LAYER_TENSORS = slice(2, 16)  # input, h0, c0, lengths, five weights of direction 0, five of direction 1
+BACKWARD_TENSORS = slice(0, 17)  # grad_output, grad_h_n, grad_c_n, and the same fourteen
+LENGTHS = 3  # among the fourteen
+
+
+class Layer(torch.autograd.Function):
+    """The op and its gradient: (mode, batch_first, input, h0, c0, lengths, five weights of each direction)."""
+
+    @staticmethod
+    def forward(mode, batch_first, *tensors):
+        return torch.ops.birnn_ext.layer(*tensors, mode, batch_first, True)
+
+    @staticmethod
+    def setup_context(ctx, inputs, outputs):
+        ctx.mode, ctx.batch_first, *tensors = inputs
+        output, _, _, saved = outputs
+        ctx.save_for_backward(*tensors, output, saved)
+        ctx.mark_non_differentiable(saved)
+        ctx.set_materialize_grads(False)
+
+    @staticmethod
+    def backward(ctx, grad_output, grad_h_n, grad_c_n, _):
+        if ctx.mode != "LSTM":
+            grad_c_n = None  # c_n has no elements then
+        needs = ctx.needs_input_grad
+        *tensors, output, saved = ctx.saved_tensors
+        arguments = (grad_output, grad_h_n, grad_c_n, *tensors, ctx.mode, ctx.batch_first, output, saved)
+        arguments += (needs[2], any(needs[6:]))
+        if torch.is_grad_enabled() or torch._C._are_functorch_transforms_active():
+            gradients = LayerBackward.apply(*arguments)
+        else:
+            gradients = torch.ops.birnn_ext.layer_backward(*arguments)
+        grad_input, grad_h0, grad_c0, *grad_weights = gradients
+        gradients = (None, None, grad_input, grad_h0, grad_c0, None, *grad_weights)
+        return tuple(g if need else None for g, need in zip(gradients, needs, strict=True))
+
+    @staticmethod
+    def vmap(info, in_dims, mode, batch_first, *tensors):
+        dims = in_dims[LAYER_TENSORS]
+        if any(d is not None for d in dims[4:]):
+            results = _per_sample(info, in_dims, (mode, batch_first, *tensors), Layer.apply)
+            return results, (0, 0, 0, 0)
+        n = info.batch_size
+        row = 0 if batch_first else 1  # where the batch dimension is in input and output
+        input, h0, c0, lengths = (
+            _fold(t, d, n, at) for t, d, at in zip(tensors[:4], dims[:4], (row, 1, 1, 0), strict=True)
+        )
+        output, h_n, c_n, saved = Layer.apply(mode, batch_first, input, h0, c0, lengths, *tensors[4:])
+        c_n, c_dim = (_unfold(c_n, n, 1), 1) if mode == "LSTM" else (c_n, None)
+        results = _unfold(output, n, row), _unfold(h_n, n, 1), c_n, _unfold(saved, n, 2)
+        return results, (row, 1, c_dim, 2)
+
+
+class LayerBackward(torch.autograd.Function):
+    """The backward op and its own derivative; takes the arguments of torch.ops.birnn_ext.layer_backward."""
+
+    @staticmethod
+    def forward(*arguments):
+        return torch.ops.birnn_ext.layer_backward(*arguments)
+
+    @staticmethod
+    def setup_context(ctx, inputs, outputs):
+        # `output` and `saved` are functions of the seventeen tensors, which alone are differentiated.
+        ctx.save_for_backward(*inputs[BACKWARD_TENSORS])
+        ctx.mode, ctx.batch_first = inputs[17:19]
+        ctx.need_input, ctx.need_weights = inputs[21:23]
+        ctx.set_materialize_grads(False)
+
+    @staticmethod
+    def backward(ctx, *grad_gradients):
+        tensors = ctx.saved_tensors
+        gradients, wanted = _reference_gradients(ctx, [g is not None for g in grad_gradients])
+        if not wanted:
+            return (None,) * 23
+        watched = _watched(tensors, 3 + LENGTHS)
+        _, pullback = torch.func.vjp(
+            lambda *values: gradients(*_put(tensors, watched, values)), *(tensors[i] for i in watched)
+        )
+        result = [None] * 23
+        for i, g in zip(watched, pullback(tuple(grad_gradients[i] for i in wanted)), strict=True):
+            result[i] = g
+        return tuple(result)
+
+    @staticmethod
+    def vmap(info, in_dims, *arguments):
+        *_, need_input, need_weights = arguments
+        mode, batch_first = arguments[17:19]
+        if need_weights or any(d is not None for d in in_dims[7:17]):
+            return _per_sample(info, in_dims, arguments, LayerBackward.apply), (0,) * 13
+        n = info.batch_size
+        row = 0 if batch_first else 1
+        fold_at = {0: row, 1: 1, 2: 1, 3: row, 4: 1, 5: 1, 6: 0, 19: row, 20: 2}
+        folded = list(arguments)
+        for i, at in fold_at.items():
+            folded[i] = _fold(arguments[i], in_dims[i], n, at)
+        grad_input, grad_h0, grad_c0, *rest = LayerBackward.apply(*folded)
+        results = [(grad_input, row) if need_input else (grad_input, None), (grad_h0, 1)]
+        results.append((grad_c0, 1) if mode == "LSTM" else (grad_c0, None))
+        values = [t if at is None else _unfold(t, n, at) for t, at in results]
+        return (*values, *rest), (*(at for _, at in results), *(None,) * len(rest))
+
+
+# ---------------------------------------------------------------------- derivatives by the reference
+
+
+def _watched(tensors, lengths):
+    """Positions of the tensors that have derivatives: all that are there but the lengths."""
+    return [i for i, t in enumerate(tensors) if t is not None and i != lengths]
+
+
+def _put(tensors, positions, values):
+    full = list(tensors)
+    for i, value in zip(positions, values, strict=True):
+        full[i] = value
+    return full
+
+
+def _reference_gradients(ctx, asked):
+    """The gradients that LayerBackward computes, as a differentiable function of its seventeen tensors.
+
+    `asked[i]` says whether gradient i is of interest. Returns the function, and which gradients it gives: a
+    gradient that the op left out (no such tensor, or not wanted by the caller) has no elements and no derivative.
+    """
+    tensors = ctx.saved_tensors
+    position = [3, 4, 5, *range(7, 17)]  # of the tensor that gradient i belongs to
+    needed = [ctx.need_input, True, True, *[ctx.need_weights] * 10]
+    wanted = [i for i in range(13) if asked[i] and needed[i] and tensors[position[i]] is not None]
+    lengths, mode, batch_first = tensors[3 + LENGTHS], ctx.mode, ctx.batch_first
+
+    def gradients(*values):
+        cotangents, layer = values[:3], values[3:]
+        given = [i for i, g in enumerate(cotangents) if g is not None]
+
+        def outputs(*some):
+            input, h0, c0, _, *flat = _put(layer, [position[i] - 3 for i in wanted], some)
+            weights = (tuple(flat[:5]),) if flat[5] is None else (tuple(flat[:5]), tuple(flat[5:]))
+            results = reference.layer(input, h0, c0, lengths, weights, mode=mode, batch_first=batch_first)
+            return tuple(results[i] for i in given)
+
+        _, pullback = torch.func.vjp(outputs, *(values[position[i]] for i in wanted))
+        return pullback(tuple(cotangents[i] for i in given))
+
+    return gradients, wanted
+
+
+# ---------------------------------------------------------------------- vmap
+
+
+def _fold(t, dim, n, at):
+    """Joins the mapped dimension `dim` (None: every sample has the same) with the batch dimension at `at`."""
+    if t is None:
+        return None
+    t = t.unsqueeze(at).expand(*t.shape[:at], n, *t.shape[at:]) if dim is None else t.movedim(dim, at)
+    return t.flatten(at, at + 1)
+
+
+def _unfold(t, n, at):
+    return t.unflatten(at, (n, t.shape[at] // n))
+
+
+def _per_sample(info, in_dims, arguments, function):
+    """One call per sample; the results stand one behind the other in a new first dimension."""
+    results = []
+    for i in range(info.batch_size):
+        sample = (a if d is None else a.select(d, i) for a, d in zip(arguments, in_dims, strict=True))
+        results.append(function(*sample))
+    return tuple(torch.stack(r) for r in zip(*results, strict=True))

@@ -1,0 +1,344 @@
+"""What the four layers share: construction, attributes and argument errors as in torch.nn 2.13, and the call.
+
+The call takes the outside forms of input (unbatched, packed, with lengths) and hands one form on: nothing is
+computed here (`birnn_ext.functional`), lengths are brought into form next door (`birnn_ext.packed`), and the
+classes that a user builds, with their signatures, are in `birnn_ext.module`. No class inherits from
+torch.nn.RNNBase: torch's compiler refuses everything that does.
+
+Weights are looked up by name at every call, and no list of them is kept, so parametrizations, weight_norm,
+torch.func.functional_call, tying and plain assignment need no care here.
+"""
+
+import math
+import numbers
+import warnings
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
+
+from . import packed
+from .functional import birnn
+
+GATES = {"RNN_TANH": 1, "RNN_RELU": 1, "LSTM": 4, "GRU": 3}
+BATCHED = {2: "unbatched 2-D", 3: "batched 3-D"}
+PROJECTION_ERROR = "proj_size argument is only supported for LSTM, not RNN or GRU"
+
+
+class RNNBase(nn.Module):
+    """What the four layers share; not built directly. Its arguments are the mode, then those of LSTM.
+
+    Raises, as torch.nn does:
+        TypeError: bias or batch_first that is no bool, a size that is no int.
+        ValueError: a size below one, dropout outside [0, 1], a projection that does not fit or is not of an
+            LSTM, an unknown mode.
+    """
+
+    def __init__(
+        self,
+        mode,
+        input_size,
+        hidden_size,
+        num_layers=1,
+        bias=True,
+        batch_first=False,
+        dropout=0.0,
+        bidirectional=False,
+        proj_size=0,
+        device=None,
+        dtype=None,
+    ):
+        super().__init__()
+        self.mode = mode
+        self.input_size = input_size
+        self.hidden_size = hidden_size
+        self.num_layers = num_layers
+        self.bias = bias
+        self.batch_first = batch_first
+        self.dropout = float(dropout)
+        self.bidirectional = bidirectional
+        self.proj_size = proj_size
+        self._check_construction(dropout)
+
+        D = 2 if bidirectional else 1
+        rows = GATES[mode] * hidden_size
+        P = proj_size or hidden_size
+        self._all_weights = []
+        for layer in range(num_layers):
+            features = input_size if layer == 0 else D * P
+            shapes = {"weight_ih": (rows, features), "weight_hh": (rows, P)}
+            if bias:
+                shapes |= {"bias_ih": (rows,), "bias_hh": (rows,)}
+            if proj_size:
+                shapes["weight_hr"] = (proj_size, hidden_size)
+            for suffix in ("", "_reverse")[:D]:
+                names = {f"{kind}_l{layer}{suffix}": shape for kind, shape in shapes.items()}
+                for name, shape in names.items():
+                    setattr(self, name, nn.Parameter(torch.empty(shape, device=device, dtype=dtype)))
+                self._all_weights.append(list(names))
+        self._flat_weights_names = [name for names in self._all_weights for name in names]
+        self.reset_parameters()
+
+    def _check_construction(self, dropout):
+        if not isinstance(dropout, numbers.Number) or isinstance(dropout, bool) or not 0 <= dropout <= 1:
+            raise ValueError(
+                "dropout should be a number in range [0, 1] representing the probability of an element being zeroed"
+            )
+        if dropout > 0 and self.num_layers == 1:
+            warnings.warn(
+                "dropout option adds dropout after all but last recurrent layer, so non-zero dropout expects "
+                f"num_layers greater than 1, but got dropout={dropout} and num_layers={self.num_layers}",
+                stacklevel=4,  # the caller of GRU(...)
+            )
+        for name, kind in (("bias", bool), ("batch_first", bool), ("input_size", int), ("hidden_size", int)):
+            value = getattr(self, name)
+            if not isinstance(value, kind):
+                raise TypeError(f"{name} should be of type {kind.__name__}, got: {type(value).__name__}")
+            if kind is int and value <= 0:
+                raise ValueError(f"{name} must be greater than zero")
+        if self.num_layers <= 0:
+            raise ValueError("num_layers must be greater than zero")
+        if self.proj_size < 0:
+            raise ValueError("proj_size should be a positive integer or zero to disable projections")
+        if self.proj_size >= self.hidden_size:
+            raise ValueError("proj_size has to be smaller than hidden_size")
+        if self.mode not in GATES:
+            raise ValueError(f"Unrecognized RNN mode: {self.mode}")
+        if self.proj_size and self.mode != "LSTM":
+            raise ValueError(PROJECTION_ERROR)
+
+    def reset_parameters(self):
+        """Draws every weight from U(-1/sqrt(H), 1/sqrt(H)), in the order of registration."""
+        bound = 1.0 / math.sqrt(self.hidden_size)
+        for weight in self.parameters():
+            nn.init.uniform_(weight, -bound, bound)
+
+    # ------------------------------------------------------------------------------------------- forward
+
+    def forward(self, input, hx=None, lengths=None):
+        """Runs the layer.
+
+        With T steps, B rows, I = input_size, H = hidden_size, P = proj_size or H, D directions,
+        L = num_layers:
+
+        Args:
+            input: [T, B, I], or [B, T, I] with ``batch_first``, or [T, I] for a single row, or a
+                PackedSequence.
+            hx: initial state, zeros if None: h_0 [L*D, B, P]; for LSTM the pair ``(h_0, c_0)`` with c_0
+                [L*D, B, H]. Without B for a single row. Row ``l*D + d`` is for direction d of layer l; the
+                reverse direction starts from it at its last step.
+            lengths: steps of each row: an integer tensor or list of B entries in any order, each 0..T; every
+                row has T steps if None. Not together with a PackedSequence, which carries its own.
+
+        Returns:
+            ``output, h_n``, for LSTM ``output, (h_n, c_n)``. output [T, B, D*P] in the layout of the input,
+            forward direction first, zero beyond a row's length; or a PackedSequence where the input is one.
+            States have the shapes of hx and are those after the last step of each row: a row of length 0
+            returns its initial state.
+
+        Raises, with torch.nn's type and text where torch.nn has one:
+            TypeError: an argument of the wrong kind.
+            ValueError: wrong rank or dtype of input; lengths that do not fit.
+            RuntimeError: wrong sizes of input or hx, no steps at all, tensors on different devices.
+
+        Source: torch.nn.RNN, GRU and LSTM in PyTorch 2.13; `lengths` is ours.
+        """
+        if isinstance(input, PackedSequence):
+            return self._forward_packed(input, hx, lengths)
+        if not isinstance(input, Tensor):
+            raise TypeError(f"{self._kind}: input should be a Tensor or a PackedSequence, got {type(input).__name__}")
+        rank = input.dim()
+        if rank != 3 and rank != 2:
+            noun = "D tensor" if self._kind == "RNN" else "D"
+            raise ValueError(f"{self._kind}: Expected input to be 2D or 3D, got {rank}{noun} instead")
+        if hx is not None:
+            self._check_hx(hx, rank)
+        if rank == 3:
+            return self._run(input, hx, lengths)
+
+        batch_dim = 0 if self.batch_first else 1
+        if isinstance(lengths, int) or (isinstance(lengths, Tensor) and lengths.dim() == 0):
+            lengths = torch.as_tensor(lengths).unsqueeze(0)
+        if isinstance(hx, Tensor):
+            hx = hx.unsqueeze(1)
+        elif hx is not None:
+            hx = tuple(state.unsqueeze(1) for state in hx)
+        output, state = self._run(input.unsqueeze(batch_dim), hx, lengths)
+        squeezed = state.squeeze(1) if isinstance(state, Tensor) else tuple(s.squeeze(1) for s in state)
+        return output.squeeze(batch_dim), squeezed
+
+    def _run(self, input, hx, lengths):
+        """Batched input, states and lengths as they came -> output, h_n or (h_n, c_n)."""
+        self.check_forward_args(input, hx, None)
+        weights = self._layers()
+        self._check_tensors(input, hx, weights)
+        batch_first = self.batch_first
+        if lengths is not None:
+            B, T = input.shape[:2] if batch_first else (input.size(1), input.size(0))
+            lengths = packed.normalise_lengths(lengths, T, B, input.device)
+        output, h_n, c_n = birnn(
+            input, hx, lengths, weights,
+            mode=self.mode, batch_first=batch_first, dropout=self.dropout, training=self.training,
+        )  # fmt: skip
+        return output, h_n if c_n is None else (h_n, c_n)
+
+    def _forward_packed(self, input, hx, lengths):
+        if lengths is not None:
+            raise ValueError("lengths should be None for a PackedSequence, which carries its own lengths")
+        if hx is not None:
+            self._check_hx(hx, None)
+        self.check_forward_args(input.data, hx, input.batch_sizes)
+        weights = self._layers()
+        self._check_tensors(input.data, hx, weights)
+        padded, lengths = packed.to_padded(input)
+        output, h_n, c_n = birnn(
+            padded, hx, lengths, weights, mode=self.mode, dropout=self.dropout, training=self.training
+        )
+        return packed.to_packed(output, input), h_n if c_n is None else (h_n, c_n)
+
+    def _layers(self):
+        """The weights of now: L tuples of D tuples (w_ih, w_hh, b_ih | None, b_hh | None, w_hr | None)."""
+        # Module.__getattr__ costs more than a small step; what is not in _parameters (a parametrization,
+        # weight_norm, a replica of DataParallel) takes that road.
+        parameters = self._parameters
+        bias, projected = self.bias, self.proj_size > 0
+        directions = []
+        for names in self._all_weights:
+            held = [parameters[name] if name in parameters else getattr(self, name) for name in names]
+            if not bias:
+                held[2:2] = (None, None)
+            if not projected:
+                held.append(None)
+            directions.append(tuple(held))
+        if not self.bidirectional:
+            return tuple([(weights,) for weights in directions])
+        return tuple(zip(directions[0::2], directions[1::2], strict=True))
+
+    # -------------------------------------------------------------------------------------------- checks
+
+    @property
+    def _kind(self):
+        return "RNN" if self.mode.startswith("RNN_") else self.mode
+
+    def _check_hx(self, hx, rank):
+        """hx is of the form that the mode takes, and fits an input of this rank (None for a packed one)."""
+        if self.mode == "LSTM":
+            if not isinstance(hx, (tuple, list)):
+                raise TypeError(f"LSTM: hx should be a tuple (h_0, c_0) or None, got {type(hx).__name__}")
+            if len(hx) != 2:
+                raise RuntimeError(f"lstm expects two hidden states, got {len(hx)}")
+            if not (isinstance(hx[0], Tensor) and isinstance(hx[1], Tensor)):
+                kinds = ", ".join(type(state).__name__ for state in hx)
+                raise TypeError(f"LSTM: hx should be a tuple of two Tensors, got ({kinds})")
+            if rank is not None and (hx[0].dim() != rank or hx[1].dim() != rank):
+                raise RuntimeError(
+                    f"For {BATCHED[rank]} input, hx and cx should also be {rank}-D but got "
+                    f"({hx[0].dim()}-D, {hx[1].dim()}-D) tensors"
+                )
+        elif not isinstance(hx, Tensor):
+            raise TypeError(f"{self._kind}: hx should be a Tensor or None, got {type(hx).__name__}")
+        elif rank is not None and hx.dim() != rank:
+            raise RuntimeError(f"For {BATCHED[rank]} input, hx should also be {rank}-D but got {hx.dim()}-D tensor")
+
+    def _check_tensors(self, input, hx, weights):
+        """Devices, dtypes of the states, and the number of steps, in the order of torch's own checks."""
+        weight = weights[0][0][0]
+        device = input.device
+        if hx is not None:
+            for state in hx if self.mode == "LSTM" else (hx,):
+                if state.device != device:
+                    self._device_error("hidden", device, state)
+                if state.dtype != input.dtype and not torch._C._is_any_autocast_enabled():
+                    raise RuntimeError(
+                        "Input and hidden tensors are not the same dtype, "
+                        f"found input tensor with {input.dtype} and hidden tensor with {state.dtype}"
+                    )
+        if weight.device != device:
+            self._device_error("parameter", device, weight)
+        if input.dim() == 3 and input.size(1 if self.batch_first else 0) == 0:
+            raise RuntimeError("Expected sequence length to be larger than 0 in RNN")
+
+    def _device_error(self, name, device, tensor):
+        raise RuntimeError(
+            f"Input and {name} tensors are not at the same device, found input tensor at {device} "
+            f"and {name} tensor at {tensor.device}"
+        )
+
+    def check_input(self, input, batch_sizes):
+        """Dtype, rank and features of the input, the data of a PackedSequence if `batch_sizes` are given."""
+        name = self._flat_weights_names[0]
+        weight = self._parameters[name] if name in self._parameters else getattr(self, name)
+        if input.dtype != weight.dtype and not torch._C._is_any_autocast_enabled():
+            raise ValueError(
+                f"RNN input dtype ({input.dtype}) does not match weight dtype ({weight.dtype}). "
+                f"Convert input: input.to({weight.dtype}), or convert model: model.to({input.dtype})"
+            )
+        rank = 3 if batch_sizes is None else 2
+        if input.dim() != rank:
+            raise RuntimeError(f"input must have {rank} dimensions, got {input.dim()}")
+        if input.size(-1) != self.input_size:
+            raise RuntimeError(
+                f"input.size(-1) must be equal to input_size. Expected {self.input_size}, got {input.size(-1)}"
+            )
+
+    def get_expected_hidden_size(self, input, batch_sizes):
+        """(L*D, B, P), the shape of h_0."""
+        return self._state_size(input, batch_sizes, self.proj_size or self.hidden_size)
+
+    def get_expected_cell_size(self, input, batch_sizes):
+        """(L*D, B, H), the shape of an LSTM's c_0."""
+        return self._state_size(input, batch_sizes, self.hidden_size)
+
+    def _state_size(self, input, batch_sizes, features):
+        if batch_sizes is not None:
+            batch = int(batch_sizes[0])
+        else:
+            batch = input.size(0 if self.batch_first else 1)
+        return (2 if self.bidirectional else 1) * self.num_layers, batch, features
+
+    def check_hidden_size(self, hx, expected_hidden_size, msg="Expected hidden size {}, got {}"):
+        """Raises RuntimeError with `msg` unless the state `hx` has the expected shape."""
+        if hx.shape != expected_hidden_size:
+            raise RuntimeError(msg.format(expected_hidden_size, list(hx.shape)))
+
+    def check_forward_args(self, input, hidden, batch_sizes):
+        """Input and state against each other and the layer; `hidden` None stands for zeros."""
+        self.check_input(input, batch_sizes)
+        if hidden is None:
+            return
+        expected = self.get_expected_hidden_size(input, batch_sizes)
+        if self.mode != "LSTM":
+            self.check_hidden_size(hidden, expected)
+        else:
+            self.check_hidden_size(hidden[0], expected, "Expected hidden[0] size {}, got {}")
+            expected = self.get_expected_cell_size(input, batch_sizes)
+            self.check_hidden_size(hidden[1], expected, "Expected hidden[1] size {}, got {}")
+
+    # ------------------------------------------------------------- the rest of torch.nn's interface
+
+    @property
+    def all_weights(self):
+        """The parameters, a list for each direction of each layer."""
+        return [[getattr(self, name) for name in names] for names in self._all_weights]
+
+    @property
+    def _flat_weights(self):
+        return [getattr(self, name, None) for name in self._flat_weights_names]
+
+    def flatten_parameters(self):
+        """Does nothing: no kernel here asks for weights in one piece."""
+
+    def permute_hidden(self, hx, permutation):
+        """The state(s) `hx` with rows of the batch in the order of `permutation` (None: as they are)."""
+        if permutation is None:
+            return hx
+        if isinstance(hx, Tensor):
+            return hx.index_select(1, permutation)
+        return tuple(state.index_select(1, permutation) for state in hx)
+
+    def extra_repr(self):
+        """Sizes, and every other argument that is not at its default."""
+        usual = {"proj_size": 0, "num_layers": 1, "bias": True, "batch_first": False, "dropout": 0}
+        usual["bidirectional"] = False
+        unusual = [f"{name}={getattr(self, name)}" for name, value in usual.items() if getattr(self, name) != value]
+        return ", ".join([str(self.input_size), str(self.hidden_size), *unusual])

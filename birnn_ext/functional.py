@@ -1,0 +1,45 @@
+"""The stack of layers: layer, dropout, layer, with states in torch.nn's order.
+
+It knows neither modules nor argument errors (`birnn_ext.module`), nor how a layer is computed
+(`birnn_ext.ops`).
+"""
+
+import torch
+from torch.nn.functional import dropout as drop
+
+from . import ops
+
+
+def birnn(input, hx, lengths, weights, *, mode, batch_first=False, dropout=0.0, training=False):
+    """Runs L stacked recurrent layers of D directions each.
+
+    Args:
+        input: [T, B, I], or [B, T, I] with ``batch_first``.
+        hx: None for zeros; h_0 [L*D, B, P]; for LSTM the pair ``(h_0, c_0)`` with c_0 [L*D, B, H]. Row ``l*D
+            + d`` belongs to direction d of layer l.
+        lengths: int64 [B] on the input's device, each 0..T, or None.
+        weights: L tuples of D tuples ``(w_ih, w_hh, b_ih | None, b_hh | None, w_hr | None)``; shapes as in
+            :func:`birnn_ext.reference.layer`.
+        mode: ``"RNN_TANH"``, ``"RNN_RELU"``, ``"LSTM"`` or ``"GRU"``.
+        dropout: probability with which an output of every layer but the last is zeroed, while ``training``.
+
+    Returns:
+        output [T, B, D*P] ([B, T, D*P]); h_n [L*D, B, P]; c_n [L*D, B, H] for LSTM, else None.
+
+    Source: torch.nn.RNN, GRU and LSTM in PyTorch 2.13.
+    """
+    h0, c0 = hx if mode == "LSTM" and hx is not None else (hx, None)
+    if len(weights) == 1:
+        return ops.layer(input, h0, c0, lengths, weights[0], mode=mode, batch_first=batch_first)
+    D = len(weights[0])
+    none = (None,) * len(weights)
+    h0 = none if h0 is None else h0.split(D)
+    c0 = none if c0 is None else c0.split(D)
+    h_n, c_n = [], []
+    for layer, directions in enumerate(weights):
+        if layer > 0 and training and dropout > 0:
+            input = drop(input, dropout)
+        input, h, c = ops.layer(input, h0[layer], c0[layer], lengths, directions, mode=mode, batch_first=batch_first)
+        h_n.append(h)
+        c_n.append(c)
+    return input, torch.cat(h_n), torch.cat(c_n) if mode == "LSTM" else None

@@ -1,0 +1,96 @@
+"""The stack of layers, called without a module: order of states, dropout between layers."""
+
+import compare
+import grids
+import pytest
+import torch
+from torch import nn
+
+from birnn_ext import functional
+
+T, B, I, H = 5, 3, 4, 6  # noqa: E741
+
+
+def stack(mode, layers, bidirectional=True, **kwargs):
+    """(torch.nn's stack, a function of input, hx, lengths that runs functional.birnn on its weights)."""
+    theirs, ours = compare.pair(mode, I, H, layers, bidirectional=bidirectional, **kwargs)
+
+    def run(x, hx=None, lengths=None, **options):
+        output, h_n, c_n = functional.birnn(x, hx, lengths, ours._layers(), mode=mode, **options)
+        assert (c_n is None) == (mode != "LSTM")
+        return output, h_n if c_n is None else (h_n, c_n)
+
+    return theirs, run
+
+
+@pytest.mark.parametrize("hx", [False, True], ids=["zeros", "hx"])
+@pytest.mark.parametrize("bidirectional", [False, True], ids=["one_direction", "both"])
+@pytest.mark.parametrize("layers", [1, 2, 4])
+@pytest.mark.parametrize("mode", grids.MODES)
+def test_equals_torch(mode, layers, bidirectional, hx):
+    theirs, run = stack(mode, layers, bidirectional)
+    x = torch.randn(T, B, I)
+    hx = compare.states(theirs, B) if hx else None
+    compare.check(run(x, hx), theirs(x, hx), compare.wide(theirs)(compare.wide(x), compare.wide(hx)))
+
+
+@pytest.mark.parametrize("layer, d", [(0, 0), (0, 1), (1, 0), (1, 1)])
+def test_row_2l_plus_d_is_direction_d_of_layer_l(layer, d):
+    """A change of one row of h_0 moves its own row of h_n, all of the layers above, and no other."""
+    theirs, run = stack("GRU", 2)
+    x, h_0 = torch.randn(T, B, I), torch.zeros(4, B, H)
+    changed = h_0.clone()
+    changed[2 * layer + d] += 1
+    _, before = run(x, h_0)
+    _, after = run(x, changed)
+    moved = [compare.differs(before[row], after[row], by=0) for row in range(4)]
+    assert moved == ([d == 0, d == 1, True, True] if layer == 0 else [False, False, d == 0, d == 1])
+    compare.check(after, theirs(x, changed)[1], compare.wide(theirs)(x.double(), changed.double())[1])
+
+
+def test_dropout_draws_as_torch_does():
+    """The same seed gives the same mask as torch.nn for a time-major stack, hence the same numbers."""
+    theirs, run = stack("GRU", 3, dropout=0.4)
+    x = torch.randn(T, B, I)
+    torch.manual_seed(7)
+    expected = theirs(x)
+    torch.manual_seed(7)
+    found = run(x, dropout=0.4, training=True)
+    torch.testing.assert_close(found, expected)
+    assert compare.differs(found, run(x))
+
+
+def test_dropout_is_between_layers_only():
+    """With everything dropped the second layer sees zeros; its own output is not touched."""
+    theirs, run = stack("GRU", 2)
+    last = nn.GRU(2 * H, H, bidirectional=True)
+    last.load_state_dict({k.replace("l1", "l0"): v for k, v in theirs.state_dict().items() if "l1" in k})
+    expected, end = last(torch.zeros(T, B, 2 * H))
+    output, h_n = run(torch.randn(T, B, I), dropout=1.0, training=True)
+    torch.testing.assert_close(output, expected)
+    torch.testing.assert_close(h_n[2:], end)
+
+
+def test_no_dropout_outside_training():
+    theirs, run = stack("LSTM", 2)
+    x = torch.randn(T, B, I)
+    torch.testing.assert_close(run(x, dropout=0.9, training=False), theirs(x))
+
+
+def test_dropout_scales_what_is_left():
+    """Batch-major: the kept outputs are divided by 1 - p, about p of them are zero."""
+    theirs, run = stack("RNN_RELU", 2, bidirectional=False, bias=False)
+    with torch.no_grad():
+        for name, weight in theirs.named_parameters():
+            weight.fill_(0)
+            if "weight_ih" in name:
+                weight.fill_diagonal_(1)
+    _, ours = compare.pair("RNN_RELU", I, H, 2, bias=False)
+    ours.load_state_dict(theirs.state_dict())
+    x = torch.ones(50, 40, I)
+    output, _, _ = functional.birnn(
+        x, None, None, ours._layers(), mode="RNN_RELU", batch_first=True, dropout=0.25, training=True
+    )
+    kept = output[..., :I]
+    assert kept.unique().tolist() == pytest.approx([0.0, 1 / 0.75])
+    assert (kept == 0).float().mean().item() == pytest.approx(0.25, abs=0.03)
