@@ -2,12 +2,11 @@
 // the rows). Not here: arithmetic. Inside a task there are raw pointers only.
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
-#include <ATen/ops/zeros.h>
-#include <c10/core/CPUAllocator.h>
 #include <torch/library.h>
 
 #include "../cells/facts.h"
 #include "../ops.h"
+#include "memory.h"
 #include "pair.h"
 #include "table.h"
 
@@ -68,7 +67,7 @@ bool worth_threads(const Sizes& n, int mode) {
 // Packs the weights of each direction and runs the sweeps. `pack(d, packed)`, `sweep(task number, packed)`.
 template <class T, class Pack, class Sweep>
 void pack_and_sweep(const Plan& p, const Sizes& n, int64_t packed_size, bool parallel, Pack&& pack, Sweep&& sweep) {
-  const at::DataPtr memory = c10::GetCPUAllocator()->allocate(size_t(packed_size * n.D) * sizeof(T));
+  const at::DataPtr memory = allocate(size_t(packed_size * n.D) * sizeof(T));
   T* packed = static_cast<T*>(memory.get());
   if (p.splits == 1) {  // the usual case: one task per direction, one parallel region
     run_tasks(n.D, parallel, [&](int64_t d) {
@@ -88,7 +87,7 @@ struct TaskScratch {
   at::DataPtr memory;
 
   void add(int64_t size) { starts.push_back(starts.back() + (size + 63) / 64 * 64); }
-  void allocate() { memory = c10::GetCPUAllocator()->allocate(size_t(starts.back()) * sizeof(T)); }
+  void allocate_all() { memory = allocate(size_t(starts.back()) * sizeof(T)); }
   T* of(int64_t task) const { return static_cast<T*>(memory.get()) + starts[task]; }
 };
 
@@ -100,7 +99,7 @@ void run_forward(const LayerTensors& l, const Forward<T>& f) {
   const Plan p = plan(l.n, f.lengths, parallel ? parallel_tasks() : 1);
   TaskScratch<T> scratch;
   for (const Task& task : p.tasks) scratch.add(kernel.scratch_size(f, task, l2));
-  scratch.allocate();
+  scratch.allocate_all();
   pack_and_sweep<T>(
       p, l.n, (kernel.packed_size(l.n) + 63) / 64 * 64, parallel, [&](int d, T* packed) { kernel.pack(f, d, packed); },
       [&](int64_t i, T* packed) { kernel.run(f, p.tasks[i], packed, scratch.of(i), l2); });
@@ -120,7 +119,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> layer(
   at::Tensor output = at::empty(output_shape(l), options);
   at::Tensor h_n = at::empty({n.D, n.B, n.P}, options);
   at::Tensor c_n = at::empty(l.mode == LSTM ? std::vector<int64_t>{n.D, n.B, n.H} : std::vector<int64_t>{0}, options);
-  at::Tensor saved = at::empty(train ? saved_shape(l) : std::vector<int64_t>{0}, options);
+  at::Tensor saved = train ? empty_reusable(saved_shape(l), input) : at::empty({0}, options);
   const auto run = [&](auto zero) {
     using T = decltype(zero);
     Forward<T> f = forward_args<T>(l);
@@ -194,11 +193,11 @@ void run_backward(const LayerTensors& l, const Backward<T>& q, const WeightGradi
   const Plan p = plan(l.n, q.f.lengths, parallel ? parallel_tasks() : 1);
   TaskScratch<T> scratch;
   for (const Task& task : p.tasks) scratch.add(kernel.scratch_size(q, task, l2));
-  scratch.allocate();
+  scratch.allocate_all();
   // The first task of a direction writes to the results, the others to parts that are added afterwards in a fixed
   // order.
   const int64_t size = gradients[0].size(), parts = p.splits - 1;
-  const at::DataPtr parts_memory = c10::GetCPUAllocator()->allocate(size_t(size * parts * l.n.D) * sizeof(T));
+  const at::DataPtr parts_memory = allocate(size_t(size * parts * l.n.D) * sizeof(T));
   const auto part = [&](int64_t d, int64_t k) { return static_cast<T*>(parts_memory.get()) + (d * parts + k) * size; };
   pack_and_sweep<T>(
       p, l.n, (kernel.packed_size(q) + 63) / 64 * 64, parallel, [&](int d, T* packed) { kernel.pack(q, d, packed); },
@@ -246,7 +245,8 @@ ThirteenTensors layer_backward(const OptionalTensor& grad_output, const Optional
   const auto options = input.options().requires_grad(false);
   const at::Tensor none = at::empty({0}, options);
   at::Tensor dx[2] = {none, none};
-  for (int d = 0; need_input && d < n.D; ++d) dx[d] = at::empty(l.input.sizes(), options);
+  for (int d = 0; need_input && d < n.D; ++d)
+    dx[d] = d ? empty_reusable(l.input.sizes(), input) : at::empty(l.input.sizes(), options);
   at::Tensor dh0 = at::empty({n.D, n.B, n.P}, options);
   at::Tensor dc0 = l.mode == LSTM ? at::empty({n.D, n.B, n.H}, options) : at::empty({0}, options);
   const WeightGradients dw[2] = {{l, 0, need_weights}, {l, 1, need_weights}};

@@ -1,0 +1,124 @@
+// The list of free blocks. Not here: which tensors use it (layer.cpp).
+#include "memory.h"
+
+#include <ATen/Context.h>
+#include <ATen/EmptyTensor.h>
+#include <ATen/ops/fill.h>
+#include <c10/core/CPUAllocator.h>
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
+#include <cstdlib>
+#include <limits>
+#include <mutex>
+#include <vector>
+
+namespace birnn {
+
+namespace {
+
+constexpr size_t worth_keeping = size_t(1) << 20;
+constexpr size_t most_kept = size_t(256) << 20;
+constexpr size_t page = size_t(2) << 20;  // of the huge kind
+
+struct Block {
+  void* memory;
+  size_t size;
+};
+
+struct Pool {
+  std::mutex mutex;
+  std::vector<Block> free;  // oldest first
+  size_t bytes = 0;
+};
+
+// Never destroyed: tensors may be freed after static destructors have run.
+Pool& pool() {
+  static Pool* p = new Pool;
+  return *p;
+}
+
+void give_back(void* context) {
+  const Block block = *static_cast<Block*>(context);
+  delete static_cast<Block*>(context);
+  Pool& p = pool();
+  std::vector<Block> evicted{block};
+  // Only if nobody holds the lock: a child forked at the wrong moment would wait for ever.
+  if (std::unique_lock<std::mutex> lock(p.mutex, std::try_to_lock); lock && block.size <= most_kept) {
+    evicted.clear();
+    p.free.push_back(block);
+    p.bytes += block.size;
+    while (p.bytes > most_kept) {
+      evicted.push_back(p.free.front());
+      p.bytes -= p.free.front().size;
+      p.free.erase(p.free.begin());
+    }
+  }
+  for (const Block& b : evicted) std::free(b.memory);
+}
+
+// A free block of the right size, up to a quarter too large; none: null.
+Block take(size_t bytes) {
+  Pool& p = pool();
+  std::unique_lock<std::mutex> lock(p.mutex, std::try_to_lock);
+  if (!lock) return {nullptr, 0};
+  for (size_t i = p.free.size(); i-- > 0;) {
+    const Block block = p.free[i];
+    if (block.size < bytes || block.size - bytes > bytes / 4) continue;
+    p.free.erase(p.free.begin() + long(i));
+    p.bytes -= block.size;
+    return block;
+  }
+  return {nullptr, 0};
+}
+
+struct Reusing final : c10::Allocator {
+  c10::DataPtr allocate(size_t bytes) override {
+    if (bytes < worth_keeping) return c10::GetCPUAllocator()->allocate(bytes);
+    Block block = take(bytes);
+    if (!block.memory) {
+      block.size = (bytes + page - 1) / page * page;
+      block.memory = std::aligned_alloc(page, block.size);
+      if (!block.memory) {
+        release_free_memory();
+        block.memory = std::aligned_alloc(page, block.size);
+      }
+      TORCH_CHECK(block.memory, "birnn_ext: not enough memory: could not allocate ", bytes, " bytes");
+#if defined(__linux__)
+      madvise(block.memory, block.size, MADV_HUGEPAGE);  // a wish; fewer page faults, fewer TLB misses
+#endif
+    }
+    return {block.memory, new Block(block), &give_back, c10::Device(c10::kCPU)};
+  }
+  c10::DeleterFnPtr raw_deleter() const override { return nullptr; }
+  void copy_data(void* to, const void* from, size_t bytes) const override { default_copy_data(to, from, bytes); }
+};
+
+Reusing allocator;
+
+}  // namespace
+
+c10::DataPtr allocate(size_t bytes) { return allocator.allocate(bytes); }
+
+at::Tensor empty_reusable(at::IntArrayRef shape, const at::Tensor& like) {
+  at::Tensor t = at::detail::empty_generic(shape, &allocator, c10::DispatchKeySet(c10::DispatchKey::CPU),
+                                           like.scalar_type(), std::nullopt);
+  // As torch.empty does, so that an element that no kernel writes shows.
+  if (at::globalContext().deterministicAlgorithms() && at::globalContext().deterministicFillUninitializedMemory()) {
+    t.fill_(std::numeric_limits<double>::quiet_NaN());
+  }
+  return t;
+}
+
+void release_free_memory() {
+  Pool& p = pool();
+  std::vector<Block> free;
+  if (std::unique_lock<std::mutex> lock(p.mutex, std::try_to_lock); lock) {
+    free.swap(p.free);
+    p.bytes = 0;
+  }
+  for (const Block& b : free) std::free(b.memory);
+}
+
+}  // namespace birnn
