@@ -1,7 +1,6 @@
 """Random arguments of one layer call, and its results and gradients as one list: what the tests of the kernels compare.
 
-The module-level counterpart is in compare.py (`pair`, `states`). Not here: what the right results are, and how near is near
-enough (compare.check).
+The module-level counterpart is in compare.py (`pair`, `states`). Not here: how near is near enough (compare.check).
 """
 
 from dataclasses import dataclass, replace
@@ -44,6 +43,10 @@ class Problem:
             cotangents=tuple(map(change, self.cotangents)),
         )
 
+    def detach(self):
+        """The same tensors, none of which wants a gradient."""
+        return self.map(lambda t: None if t is None else t.detach())
+
     def double(self):
         """A copy in float64, with leaves of its own."""
         return self.map(compare.wide)
@@ -76,8 +79,8 @@ def make(
     G, F = GATES[mode], P or H
 
     def uniform(*shape):
-        # torch.nn's range, in which no mode explodes over hundreds of steps; less where the features outnumber the units, so that
-        # pre-activations, and with them their rounding errors, stay of size one.
+        # torch.nn's range, in which no mode explodes over hundreds of steps; less where the features outnumber the
+        # units, so that pre-activations, and with them their rounding errors, stay of size one.
         return (torch.rand(shape, dtype=dtype) * 2 - 1).mul_(max(H, shape[-1]) ** -0.5).requires_grad_(weight_grad)
 
     def direction():
@@ -129,6 +132,11 @@ def typical(mode="GRU", T=20, B=5, I=24, H=32, lengths=False, projected=False, *
     mode, projected = ("LSTM", True) if mode == "LSTM_PROJ" else (mode, projected)
     lengths = grids.ragged(T, B) if lengths else None
     return make(mode, T, B, I, H, P=H // 2 + 1 if projected else None, lengths=lengths, **options)
+
+
+def small(mode="GRU", T=3, B=2, I=4, H=5, **options):  # noqa: E741
+    """A problem for what costs time per element, or whose shapes are to be read."""
+    return typical(mode, T, B, I, H, **options)
 
 
 # The four cells, and LSTM with its projection, which is a stage of its own in the kernels.

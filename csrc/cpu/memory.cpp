@@ -59,13 +59,13 @@ void give_back(void* context) {
 }
 
 // A free block of the right size, up to a quarter too large; none: null.
-Block take(size_t bytes) {
+Block take(size_t size) {
   Pool& p = pool();
   std::unique_lock<std::mutex> lock(p.mutex, std::try_to_lock);
   if (!lock) return {nullptr, 0};
   for (size_t i = p.free.size(); i-- > 0;) {
     const Block block = p.free[i];
-    if (block.size < bytes || block.size - bytes > bytes / 4) continue;
+    if (block.size < size || block.size - size > size / 4) continue;
     p.free.erase(p.free.begin() + long(i));
     p.bytes -= block.size;
     return block;
@@ -76,9 +76,10 @@ Block take(size_t bytes) {
 struct Reusing final : c10::Allocator {
   c10::DataPtr allocate(size_t bytes) override {
     if (bytes < worth_keeping) return c10::GetCPUAllocator()->allocate(bytes);
-    Block block = take(bytes);
+    const size_t size = (bytes + page - 1) / page * page;
+    Block block = take(size);
     if (!block.memory) {
-      block.size = (bytes + page - 1) / page * page;
+      block.size = size;
       block.memory = std::aligned_alloc(page, block.size);
       if (!block.memory) {
         release_free_memory();

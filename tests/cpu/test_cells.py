@@ -1,7 +1,7 @@
-"""The gate functions and the cell equations, apart from everything that is done with them: no time, no products worth the name.
+"""The gate functions and the cell equations, apart from what is done with them: no time, no products to speak of.
 
-Gate functions are held to 200-bit values (mpmath), the equations to formulas written out in numpy. Not here: T > 1 and sizes
-around the vector width (test_isa.py), and derivatives of the equations, which need the whole backward pass (test_isa.py too).
+Gate functions are held to 200-bit values (mpmath), the equations to formulas written out in numpy. Not here: T > 1,
+sizes around the vector width, and derivatives of the equations, which need the whole backward pass (test_isa.py).
 """
 
 import struct
@@ -12,7 +12,7 @@ import problems
 import pytest
 import torch
 
-from birnn_ext import _C
+_C = pytest.importorskip("birnn_ext._C", reason="birnn_ext._C is not built: python setup.py build_ext --inplace")
 
 mpmath.mp.prec = 200
 EXACT = {"exp": mpmath.exp, "tanh": mpmath.tanh, "sigmoid": lambda x: 1 / (1 + mpmath.exp(-x))}
@@ -53,9 +53,9 @@ def test_gate_functions_are_as_near_as_stated(isa, name, dtype):
 
 
 @dtypes
-def test_exp_is_within_a_few_ulp(isa, dtype):
+def test_exp_is_within_an_ulp(isa, dtype):
     difference, exact = errors("exp", dtype, points(dtype, EXP_LIMIT[dtype]))
-    assert (np.abs(difference) / exact).max() <= 2 * EPS[dtype]
+    assert (np.abs(difference) / exact).max() <= EPS[dtype]
 
 
 @dtypes
@@ -103,7 +103,7 @@ def nan_with_payload(dtype, payload):
 @functions
 @pytest.mark.parametrize("payload", [1, 1954, 0x7FF], ids=["1", "NA_of_R", "all_ones"])
 def test_nan_with_payload_stays_nan(isa, name, dtype, payload):
-    """exp builds 2^n in the bits of a number, where a NaN has its payload; R, for one, writes missing values as such a NaN."""
+    """exp builds 2^n in the bits of a number, where a NaN has its payload; R writes missing values as such a NaN."""
     assert np.isnan(_C.gate_function(name, dtype, [nan_with_payload(dtype, payload)])).all()
 
 
@@ -111,7 +111,7 @@ def test_nan_with_payload_stays_nan(isa, name, dtype, payload):
 def test_signed_zero_and_denormals(isa, dtype):
     tiny = float(np.finfo(dtype).smallest_subnormal)
     assert _C.gate_function("sigmoid", dtype, [0.0, -0.0, tiny, -tiny]) == [0.5] * 4
-    assert _C.gate_function("tanh", dtype, [0.0, -0.0]) == [0.0, 0.0]
+    assert [str(v) for v in _C.gate_function("tanh", dtype, [0.0, -0.0])] == ["0.0", "-0.0"]
     assert np.abs(np.array(_C.gate_function("tanh", dtype, [tiny, -tiny]))).max() <= tiny
 
 

@@ -1,6 +1,7 @@
-"""Every instruction set of this machine, forced in turn: forward and backward against the reference, around every vector width.
+"""Every instruction set of this machine in turn: forward and backward against the reference, around its vector width.
 
-Also the choice of the instruction set by the environment. Not here: threads (test_pair.py), the equations alone (test_cells.py).
+Also the choice of the instruction set by the environment. Not here: threads (test_pair.py), the equations alone
+(test_cells.py).
 """
 
 import os
@@ -14,12 +15,14 @@ import problems
 import pytest
 import torch
 
-from birnn_ext import _C, reference
+from birnn_ext import reference
+
+_C = pytest.importorskip("birnn_ext._C", reason="birnn_ext._C is not built: python setup.py build_ext --inplace")
 
 VECTOR_BYTES = {"avx512": 64, "avx2": 32, "base": 16}
 
-# Axes of sizes without a common factor: case i takes element i of each, modulo its size, so that the first p * q cases hold all
-# pairs of two axes of sizes p and q (Chinese remainder theorem). No two axes need more than 99.
+# Axes of sizes without a common factor: case i takes element i of each, modulo its size, so that the first p * q cases
+# hold all pairs of two axes of sizes p and q (Chinese remainder theorem). No two axes need more than 99.
 UNITS = ("1", "L-1", "L", "L+1", "3L+1", "4L", "100")
 FEATURES = ("1", "L-1", "L", "L+1", "2L", "3L+1", "9", "100")
 ROWS = (1, 2, 3, 4, 5, 6, 7, 8, 9, 17, 33)
@@ -34,7 +37,7 @@ def size(name, L):
 
 
 def case(i, L, dtype):
-    """The i-th problem for a vector of L lanes; what has two values is decided by a coin that falls the same way every time."""
+    """The i-th problem for vectors of L lanes; choices of two are made by a coin that falls the same way every time."""
     coin = random.Random(i).random
     kind, B = problems.KINDS[i % 5], ROWS[i % 11]
     H, I = size(UNITS[i % 7], L), size(FEATURES[i % 8], L)  # noqa: E741
