@@ -18,9 +18,7 @@ MODES = "GRU,LSTM,RNN_TANH"
 
 def main(argv=None):
     parser = argparse.ArgumentParser(prog="python -m benchmarks.demo", description=__doc__.split("\n\n")[0])
-    parser.add_argument(
-        "--out", type=Path, default=Path("demo_out"), help="folder for the pictures (default %(default)s)"
-    )
+    parser.add_argument("--out", type=Path, default=Path("demo_out"), help="folder for the pictures (default %(default)s)")
     parser.add_argument("--mode", choices=japanese_vowels.MODES, default="GRU", help="mode of the example")
     parser.add_argument("--budget", type=float, default=1.2, help="seconds of timing per case (default %(default)s)")
     args = parser.parse_args(argv)

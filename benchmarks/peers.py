@@ -26,9 +26,7 @@ def onnx_model(problem):
     def both(name):
         """[2, G*H, ...]: a weight of both directions with its gates in ONNX's order."""
         directions = (problem.weights[f"{name}_l0{suffix}"].cpu() for suffix in ("", "_reverse"))
-        return torch.stack(
-            [torch.cat([w.chunk(len(ORDER[case.mode]))[k] for k in ORDER[case.mode]]) for w in directions]
-        )
+        return torch.stack([torch.cat([w.chunk(len(ORDER[case.mode]))[k] for k in ORDER[case.mode]]) for w in directions])
 
     tensors = {
         "W": both("weight_ih"),
@@ -38,9 +36,7 @@ def onnx_model(problem):
     }
     attributes = {"hidden_size": shape.H, "direction": "bidirectional"}
     if case.mode == "GRU":
-        attributes["linear_before_reset"] = (
-            1  # torch's n = tanh(.. + r * (W_hn h + b_hn)); 0 would reset h before the product
-        )
+        attributes["linear_before_reset"] = 1  # torch's n = tanh(.. + r * (W_hn h + b_hn)); 0 would reset h before the product
     elif case.mode != "LSTM":
         attributes["activations"] = [case.mode.removeprefix("RNN_").capitalize()] * 2
     graph = helper.make_graph(

@@ -203,9 +203,7 @@ def arguments(argv=None):
     parser.add_argument("--shapes", nargs="+", type=shape, help=f"names ({names}) or B,T,I,H[,layers]")
     parser.add_argument("--modes", type=listed(str, MODES), help=f"out of {','.join(MODES)} (default: all)")
     parser.add_argument("--passes", type=listed(str, PASSES), default=list(PASSES), help="out of inference,training")
-    parser.add_argument(
-        "--threads", type=listed(int), default=[min(2, torch.get_num_threads())], help="for example 1,2"
-    )
+    parser.add_argument("--threads", type=listed(int), default=[min(2, torch.get_num_threads())], help="for example 1,2")
     parser.add_argument("--dtype", choices=("float32", "float64", "bfloat16", "float16"), default="float32")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--lengths", action="store_true", help="rows of T/4 to T steps; torch.nn packs and pads them")
@@ -227,9 +225,7 @@ def arguments(argv=None):
 def cases_of(args):
     """All cases of the command line, the threads of a case next to each other."""
     grid = product(args.modes, args.passes, args.shapes, args.threads)
-    return [
-        Case(shape, mode, pass_, threads, args.dtype, args.device, args.lengths) for mode, pass_, shape, threads in grid
-    ]
+    return [Case(shape, mode, pass_, threads, args.dtype, args.device, args.lengths) for mode, pass_, shape, threads in grid]
 
 
 def save(result, json_path, plot_path=None):

@@ -39,6 +39,8 @@ class Layer(torch.autograd.Function):
     def backward(ctx, grad_output, grad_h_n, grad_c_n, _):
         if ctx.mode != "LSTM":
             grad_c_n = None  # c_n has no elements then
+        if grad_output is None and grad_h_n is None and grad_c_n is None:
+            return (None,) * 16  # a double backward passes here, on its way to `output` and `saved`
         needs = ctx.needs_input_grad
         *tensors, output, saved = ctx.saved_tensors
         arguments = (grad_output, grad_h_n, grad_c_n, *tensors, ctx.mode, ctx.batch_first, output, saved)
@@ -59,9 +61,7 @@ class Layer(torch.autograd.Function):
             return results, (0, 0, 0, 0)
         n = info.batch_size
         row = 0 if batch_first else 1  # where the batch dimension is in input and output
-        input, h0, c0, lengths = (
-            _fold(t, d, n, at) for t, d, at in zip(tensors[:4], dims[:4], (row, 1, 1, 0), strict=True)
-        )
+        input, h0, c0, lengths = (_fold(t, d, n, at) for t, d, at in zip(tensors[:4], dims[:4], (row, 1, 1, 0), strict=True))
         output, h_n, c_n, saved = Layer.apply(mode, batch_first, input, h0, c0, lengths, *tensors[4:])
         c_n, c_dim = (_unfold(c_n, n, 1), 1) if mode == "LSTM" else (c_n, None)
         results = _unfold(output, n, row), _unfold(h_n, n, 1), c_n, _unfold(saved, n, 2)
@@ -90,9 +90,7 @@ class LayerBackward(torch.autograd.Function):
         if not wanted:
             return (None,) * 23
         watched = _watched(tensors, 3 + LENGTHS)
-        _, pullback = torch.func.vjp(
-            lambda *values: gradients(*_put(tensors, watched, values)), *(tensors[i] for i in watched)
-        )
+        _, pullback = torch.func.vjp(lambda *values: gradients(*_put(tensors, watched, values)), *(tensors[i] for i in watched))
         result = [None] * 23
         for i, g in zip(watched, pullback(tuple(grad_gradients[i] for i in wanted)), strict=True):
             result[i] = g

@@ -191,9 +191,7 @@ class RNNBase(nn.Module):
         weights = self._layers()
         self._check_tensors(input.data, hx, weights)
         padded, lengths = packed.to_padded(input)
-        output, h_n, c_n = birnn(
-            padded, hx, lengths, weights, mode=self.mode, dropout=self.dropout, training=self.training
-        )
+        output, h_n, c_n = birnn(padded, hx, lengths, weights, mode=self.mode, dropout=self.dropout, training=self.training)
         return packed.to_packed(output, input), h_n if c_n is None else (h_n, c_n)
 
     def _layers(self):
@@ -277,9 +275,7 @@ class RNNBase(nn.Module):
         if input.dim() != rank:
             raise RuntimeError(f"input must have {rank} dimensions, got {input.dim()}")
         if input.size(-1) != self.input_size:
-            raise RuntimeError(
-                f"input.size(-1) must be equal to input_size. Expected {self.input_size}, got {input.size(-1)}"
-            )
+            raise RuntimeError(f"input.size(-1) must be equal to input_size. Expected {self.input_size}, got {input.size(-1)}")
 
     def get_expected_hidden_size(self, input, batch_sizes):
         """(L*D, B, P), the shape of h_0."""

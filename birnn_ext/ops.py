@@ -86,9 +86,7 @@ def _register_fakes():
         # One meta tensor among others is enough to bring a call here; it would get uninitialised memory back.
         for t in (h0, c0, lengths, w_ih, w_hh, b_ih, b_hh, w_hr, *rest[:5]):
             if t is not None and t.device != input.device:
-                raise RuntimeError(
-                    f"expected all tensors on {input.device}, the device of input, got one on {t.device}"
-                )
+                raise RuntimeError(f"expected all tensors on {input.device}, the device of input, got one on {t.device}")
         w_ih_reverse, mode, batch_first, train = rest[0], *rest[-3:]
         B, T = (input.shape[0], input.shape[1]) if batch_first else (input.shape[1], input.shape[0])
         D = 1 if w_ih_reverse is None else 2

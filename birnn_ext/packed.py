@@ -48,9 +48,7 @@ def normalise_lengths(lengths, steps, batch, device):
         values = tensor.tolist()
     if values and not (min(values) >= 0 and max(values) <= steps):
         row = next(i for i, n in enumerate(values) if not 0 <= n <= steps)
-        raise ValueError(
-            f"lengths should be between 0 and {steps}, the steps of input, got {values[row]} for row {row}"
-        )
+        raise ValueError(f"lengths should be between 0 and {steps}, the steps of input, got {values[row]} for row {row}")
     return tensor.to(device=device, dtype=torch.int64, non_blocking=True)
 
 

@@ -1,7 +1,6 @@
 // One recurrent layer as plain sizes, pointers and strides: what the host side of the op hands to the kernels.
-// Not here: torch, and anything that owns memory. Every pointer carries its shape; T is the number of steps, B of rows,
-// I of input features, H of hidden units, P of output features per direction (H, or proj_size), D of directions, G of
-// gates.
+// Not here: torch, and anything that owns memory. Every pointer carries its shape; T is the number of steps, B of rows, I of
+// input features, H of hidden units, P of output features per direction (H, or proj_size), D of directions, G of gates.
 //
 //   output, both directions in one tensor          h_n (and c_n)                 rows of unequal length, L[b] steps
 //        <----- P -----><----- P ----->                <--- P --->                        t=0 ... L[b]-1 ... T-1

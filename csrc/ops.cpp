@@ -23,10 +23,9 @@ Mode mode_of(std::string_view name) {
 at::Tensor or_undefined(const OptionalTensor& t) { return t.has_value() ? *t : at::Tensor(); }
 
 void check_tensor(const char* name, const at::Tensor& t, at::IntArrayRef shape, const at::Tensor& like) {
-  TORCH_CHECK(t.scalar_type() == like.scalar_type(), name, ": expected dtype ", like.scalar_type(),
-              ", that of input, got ", t.scalar_type());
-  TORCH_CHECK(t.device() == like.device(), name, ": expected device ", like.device(), ", that of input, got ",
-              t.device());
+  TORCH_CHECK(t.scalar_type() == like.scalar_type(), name, ": expected dtype ", like.scalar_type(), ", that of input, got ",
+              t.scalar_type());
+  TORCH_CHECK(t.device() == like.device(), name, ": expected device ", like.device(), ", that of input, got ", t.device());
   TORCH_CHECK(t.sizes() == shape, name, ": expected shape ", shape, ", got ", t.sizes());
 }
 
@@ -60,13 +59,13 @@ LayerTensors check_layer(const at::Tensor& input, const OptionalTensor& h0, cons
   l.b_ih[1] = or_undefined(b_ih_reverse), l.b_hh[1] = or_undefined(b_hh_reverse);
   l.w_hr[1] = or_undefined(w_hr_reverse);
 
-  TORCH_CHECK(input.dim() == 3, "input: expected 3 dimensions, ", batch_first ? "[B, T, I]" : "[T, B, I]",
-              ", got shape ", input.sizes());
-  TORCH_CHECK(w_ih.dim() == 2 && w_hh.dim() == 2, "w_ih, w_hh: expected 2 dimensions, got shapes ", w_ih.sizes(),
-              " and ", w_hh.sizes());
+  TORCH_CHECK(input.dim() == 3, "input: expected 3 dimensions, ", batch_first ? "[B, T, I]" : "[T, B, I]", ", got shape ",
+              input.sizes());
+  TORCH_CHECK(w_ih.dim() == 2 && w_hh.dim() == 2, "w_ih, w_hh: expected 2 dimensions, got shapes ", w_ih.sizes(), " and ",
+              w_hh.sizes());
   const int64_t G = cell_facts[l.mode].gates;
-  TORCH_CHECK(w_ih.size(0) > 0 && w_ih.size(0) % G == 0, "w_ih: expected ", G, " * H rows for mode ",
-              cell_facts[l.mode].name, ", got shape ", w_ih.sizes());
+  TORCH_CHECK(w_ih.size(0) > 0 && w_ih.size(0) % G == 0, "w_ih: expected ", G, " * H rows for mode ", cell_facts[l.mode].name,
+              ", got shape ", w_ih.sizes());
   Sizes& n = l.n;
   n.T = input.size(batch_first ? 1 : 0), n.B = input.size(batch_first ? 0 : 1), n.I = input.size(2);
   n.H = w_ih.size(0) / G;
@@ -86,15 +85,17 @@ LayerTensors check_layer(const at::Tensor& input, const OptionalTensor& h0, cons
     check_if_given(w_hr_name[d], l.w_hr[d], {n.P, n.H}, input);
     TORCH_CHECK(l.w_hr[d].defined() == n.projected, w_hr_name[d], ": expected in both directions or in none");
   }
+  for (const at::Tensor* w : {&l.w_hh[1], &l.b_ih[1], &l.b_hh[1], &l.w_hr[1]}) {
+    TORCH_CHECK(n.D == 2 || !w->defined(), "w_ih_reverse: expected a tensor, since other reverse weights are given, got None");
+  }
   check_if_given("h0", l.h0, {n.D, n.B, n.P}, input);
   TORCH_CHECK(!l.c0.defined() || l.mode == LSTM, "c0: goes with mode LSTM only, got mode ", cell_facts[l.mode].name);
   check_if_given("c0", l.c0, {n.D, n.B, n.H}, input);
   if (l.lengths.defined()) {
     TORCH_CHECK(l.lengths.scalar_type() == at::kLong, "lengths: expected dtype Long, got ", l.lengths.scalar_type());
-    TORCH_CHECK(l.lengths.device() == input.device(), "lengths: expected device ", input.device(),
-                ", that of input, got ", l.lengths.device());
-    TORCH_CHECK(l.lengths.sizes() == at::IntArrayRef({n.B}), "lengths: expected shape [", n.B, "], got ",
-                l.lengths.sizes());
+    TORCH_CHECK(l.lengths.device() == input.device(), "lengths: expected device ", input.device(), ", that of input, got ",
+                l.lengths.device());
+    TORCH_CHECK(l.lengths.sizes() == at::IntArrayRef({n.B}), "lengths: expected shape [", n.B, "], got ", l.lengths.sizes());
   }
   return l;
 }
@@ -105,9 +106,7 @@ std::vector<int64_t> output_shape(const LayerTensors& l) {
   return {n.T, n.B, n.D * n.P};
 }
 
-std::vector<int64_t> saved_shape(const LayerTensors& l) {
-  return {l.n.D, l.n.T, l.n.B, cell_facts[l.mode].saved, l.n.H};
-}
+std::vector<int64_t> saved_shape(const LayerTensors& l) { return {l.n.D, l.n.T, l.n.B, cell_facts[l.mode].saved, l.n.H}; }
 
 void check_backward(const LayerTensors& l, const at::Tensor& grad_output, const at::Tensor& grad_h_n,
                     const at::Tensor& grad_c_n, const at::Tensor& output, const at::Tensor& saved) {
@@ -115,8 +114,7 @@ void check_backward(const LayerTensors& l, const at::Tensor& grad_output, const 
   const std::vector<int64_t> shape = output_shape(l);
   check_if_given("grad_output", grad_output, shape, l.input);
   check_if_given("grad_h_n", grad_h_n, {n.D, n.B, n.P}, l.input);
-  TORCH_CHECK(!grad_c_n.defined() || l.mode == LSTM, "grad_c_n: goes with mode LSTM only, got mode ",
-              cell_facts[l.mode].name);
+  TORCH_CHECK(!grad_c_n.defined() || l.mode == LSTM, "grad_c_n: goes with mode LSTM only, got mode ", cell_facts[l.mode].name);
   check_if_given("grad_c_n", grad_c_n, {n.D, n.B, n.H}, l.input);
   check_tensor("output", output, shape, l.input);
   check_tensor("saved", saved, saved_shape(l), l.input);

@@ -214,9 +214,7 @@ def arguments(argv=None):
     parser.add_argument("--seed", type=int, default=0, help="default %(default)s")
     parser.add_argument("--device", default="cpu", help="default %(default)s")
     parser.add_argument("--threads", type=int, help="threads of PyTorch (default: its own choice)")
-    parser.add_argument(
-        "--out", type=Path, default=Path("demo_out"), help="folder for the picture (default %(default)s)"
-    )
+    parser.add_argument("--out", type=Path, default=Path("demo_out"), help="folder for the picture (default %(default)s)")
     args = parser.parse_args(argv)
     for name in ("hidden", "epochs", "batch"):
         if getattr(args, name) < 1:

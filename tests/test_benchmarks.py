@@ -76,9 +76,7 @@ def test_keys_tell_cases_apart():
     assert Case(TINY, "GRU").key != Case(TINY, "GRU", ragged=True).key
 
 
-@pytest.mark.parametrize(
-    "argv", [["--modes", "GRU,CNN"], ["--shapes", "1,2"], ["--threads", "0"], ["--peers", "keras"]]
-)
+@pytest.mark.parametrize("argv", [["--modes", "GRU,CNN"], ["--shapes", "1,2"], ["--threads", "0"], ["--peers", "keras"]])
 def test_bad_arguments_are_refused(argv, capsys):
     with pytest.raises(SystemExit):
         run.arguments(argv)

@@ -132,9 +132,7 @@ def test_same_seed_same_layer(name, args, kwargs):
     attributes = "mode input_size hidden_size num_layers bias batch_first dropout bidirectional proj_size"
     for attribute in [*attributes.split(), "_all_weights", "_flat_weights_names", "training"]:
         assert getattr(ours, attribute) == getattr(theirs, attribute), attribute
-    assert [[p.shape for p in part] for part in ours.all_weights] == [
-        [p.shape for p in part] for part in theirs.all_weights
-    ]
+    assert [[p.shape for p in part] for part in ours.all_weights] == [[p.shape for p in part] for part in theirs.all_weights]
     assert all(a is b for a, b in zip(ours._flat_weights, ours.parameters(), strict=True))
     torch.manual_seed(4)
     theirs.reset_parameters()

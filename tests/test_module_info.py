@@ -69,9 +69,7 @@ def test_results_and_gradients(kind, sample, dtype, training):
     cotangents = [torch.randn_like(t) for t in compare.tensors(results[1])]
     found = compare.gradients(results[0], cotangents, [*leaves(inputs), *ours.parameters()])
     expected = compare.gradients(results[1], cotangents, [*leaves(inputs), *theirs.parameters()])
-    oracle = compare.gradients(
-        results[2], [c.double() for c in cotangents], [*leaves(exact_inputs), *exact.parameters()]
-    )
+    oracle = compare.gradients(results[2], [c.double() for c in cotangents], [*leaves(exact_inputs), *exact.parameters()])
     compare.check(found, expected, oracle, inputs_up_to=9)  # the range from which make_tensor draws
 
 

@@ -1,5 +1,4 @@
-// The gated recurrent unit (Cho et al. 2014) in the reset-after form that torch.nn.GRU and cuDNN compute; gates in the
-// order r z n:
+// The gated recurrent unit (Cho et al. 2014) in the reset-after form of torch.nn.GRU and cuDNN; gates in the order r z n:
 //   r = sigmoid(x_r + h_r)    z = sigmoid(x_z + h_z)    n = tanh(x_n + r h_n)    h' = (1 - z) n + z h
 #pragma once
 
@@ -10,8 +9,7 @@ struct Gru {
   static constexpr const char* name = "GRU";
   static constexpr int gates = 3, states = 1, saved = 4, columns = 4;  // saved: r z n h_n
   static constexpr bool reads_h = true;
-  // The reset gate stands between the recurrent side of n and n itself, so n has two gradients. Columns: n_x | r | z |
-  // n_h.
+  // The reset gate stands between the recurrent side of n and n itself, so n has two gradients. Columns: n_x | r | z | n_h.
   //   input side      = columns 0 1 2 (gates n r z)
   //   recurrent side  = columns 1 2 3 (gates r z n)
   static constexpr int x_column(int gate) { return gate == 2 ? 0 : gate + 1; }

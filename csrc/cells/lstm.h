@@ -1,5 +1,4 @@
-// Long short-term memory with a forget gate (Gers et al. 2000), as torch.nn.LSTM computes it; gates in the order i f g
-// o:
+// Long short-term memory with a forget gate (Gers et al. 2000), as torch.nn.LSTM computes it; gates in the order i f g o:
 //   i = sigmoid(x_i + h_i)    f = sigmoid(x_f + h_f)    g = tanh(x_g + h_g)    o = sigmoid(x_o + h_o)
 //   c' = f c + i g            h' = o tanh(c')
 #pragma once

@@ -38,7 +38,7 @@ struct RnnRelu {
 
   template <class V>
   BIRNN_CELL void backward(const V*, const V*, V h_new, const V* ds_new, V* d, V* ds) {
-    d[0] = Math<V>::where_positive(h_new, ds_new[0]);
+    d[0] = Math<V>::relu_backward(h_new, ds_new[0]);
     ds[0] = Math<V>::zero();
   }
 };

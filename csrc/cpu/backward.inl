@@ -2,14 +2,12 @@
 //
 //   for each chunk of steps, last first
 //     for each step, last first
-//       the cell's backward on  carry + dy  ->  gate gradients dg [rows, columns * H], and what flows to h_{s-1}
-//       directly carry += dg W_hh                                                             inherently sequential
-//     dW_ih += dg^T x    dW_hh += dg^T h_{s-1}    db += column sums of dg    dx = dg W_ih      products over the whole
-//     chunk
+//       the cell's backward on  carry + dy  ->  gate gradients dg [rows, columns * H], and what flows to h_{s-1} directly
+//       carry += dg W_hh                                                             inherently sequential
+//     dW_ih += dg^T x    dW_hh += dg^T h_{s-1}    db += column sums of dg    dx = dg W_ih      products over the whole chunk
 //
 // carry [rows, P] is the gradient of h_{s-1} that comes from later steps; a row's carry starts as its gradient of h_n.
-// With a projection, dq = carry + dy is first taken through W_hr, and dW_hr += dq^T u. Not here: threads, allocation,
-// torch.
+// With a projection, dq = carry + dy is first taken through W_hr, and dW_hr += dq^T u. Not here: threads, allocation, torch.
 #pragma once
 
 #include "sweep.h"
@@ -21,13 +19,11 @@ template <class T, class Cell>
 struct BackwardSweep {
   static constexpr int L = lanes<T>, G = Cell::gates, S = Cell::saved;
   static constexpr bool has_c = Cell::states == 2;
-  static constexpr int first_x_column =
-      Cell::x_column(G - 1) < Cell::x_column(0) ? Cell::x_column(G - 1) : Cell::x_column(0);
+  static constexpr int first_x_column = Cell::x_column(G - 1) < Cell::x_column(0) ? Cell::x_column(G - 1) : Cell::x_column(0);
   static constexpr int first_h_column = Cell::h_column(0);
   static constexpr int wide = panel_width(1);
 
-  // W_hh, W_ih and W_hr for products from the left (rows of the matrix are the summed index); shared by all tasks of a
-  // direction.
+  // W_hh, W_ih and W_hr for products from the left (their rows are the summed index); shared by all tasks of a direction.
   struct Packed {
     Shape ih, hh, hr;
     T *w_ih, *w_hh, *w_hr;
@@ -63,8 +59,8 @@ struct BackwardSweep {
     }
   }
 
-  // Rows per chunk: the input rows, packed, fill half of L2; each chunk reads and writes the whole weight gradient
-  // once, so that few rows would make that the main cost.
+  // Rows per chunk: the input rows, packed, fill half of L2; each chunk reads and writes the weight gradients once, so that
+  // few rows would make that the main cost.
   static int64_t chunk_target(const Sizes& n, int64_t l2_bytes) {
     const int64_t rows = l2_bytes / 2 / int64_t(sizeof(T)) / (n.I > n.P ? n.I : n.P);
     return rows < 128 ? 128 : rows > 512 ? 512 : rows;
@@ -134,9 +130,7 @@ struct BackwardSweep {
     return f.c0 ? f.c0 + (rows.dir * f.n.B + b) * f.n.H : nullptr;
   }
 
-  static Vec<T> load_or_zero(const T* p, int64_t unit, int64_t some) {
-    return p ? load_some(p + unit, some) : Vec<T>{};
-  }
+  static Vec<T> load_or_zero(const T* p, int64_t unit, int64_t some) { return p ? load_some(p + unit, some) : Vec<T>{}; }
 
   static void run(const Backward<T>& q, const Task& task, const Gradients<T>& out, T* packed_memory, T* scratch_memory,
                   int64_t l2_bytes) {
@@ -214,8 +208,7 @@ struct BackwardSweep {
             });
   }
 
-  // du = (carry + dy) W_hr; keeps dq = carry + dy for dW_hr, and clears the carry, to which the projected h adds
-  // nothing directly.
+  // du = (carry + dy) W_hr; keeps dq = carry + dy for dW_hr, and clears the carry, to which a projected h adds nothing.
   static void unproject(const Backward<T>& q, const Rows& rows, int64_t s, int64_t act, int64_t row, const Packed& w,
                         const Scratch& m) {
     const Sizes& n = q.f.n;
@@ -280,8 +273,8 @@ struct BackwardSweep {
     add_column_sums(m.dg, m.ld_g, chunk.rows, Cell::columns * n.H, m.sums);
   }
 
-  // Pairwise in three levels (8 rows, a chunk, all chunks): in one long chain the rounding errors of a bias gradient
-  // would grow with T * B.
+  // Pairwise in three levels (8 rows, a chunk, all chunks): in one long chain the rounding errors of a bias gradient would grow
+  // with T * B.
   static void add_column_sums(const T* from, int64_t ld, int64_t rows, int64_t width, T* sums) {
     for (int64_t j = 0; j < width; j += L) {
       const int64_t some = width - j;

@@ -34,8 +34,8 @@ std::vector<const Table*> usable() {
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
   __builtin_cpu_init();
   const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-  if (avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")) {
+  if (avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
+      __builtin_cpu_supports("avx512vl")) {
     tables.push_back(&avx512::kernels);
   }
   if (avx2) tables.push_back(&avx2::kernels);
@@ -50,8 +50,8 @@ const Table& find(const std::string& name, const char* argument) {
     if (name == t->name) return *t;
     choices += (choices.empty() ? "" : ", ") + std::string(t->name);
   }
-  throw std::invalid_argument(std::string(argument) + ": expected one of " + choices +
-                              " (what this processor can run), got '" + name + "'");
+  throw std::invalid_argument(std::string(argument) + ": expected one of " + choices + " (what this processor can run), got '" +
+                              name + "'");
 }
 
 const Table& choose() {

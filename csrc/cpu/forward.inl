@@ -3,11 +3,10 @@
 //   for each chunk of steps
 //     gather the chunk's input rows; project them:  pre = x W_ih^T + b_ih          one product of about 100 rows
 //     for each step                                                                inherently sequential
-//       for each panel of W_hh:  tile of h W_hh^T, then the cell, in the order    h_{s-1} -> h_s, c in place, output,
-//       saved
+//       for each panel of W_hh:  tile of h W_hh^T, then the cell, in the order    h_{s-1} -> h_s, c in place, output, saved
 //
-// The pre-activations of a chunk never leave the cache, h lives in two private buffers that take turns, and the output
-// goes to its final place. Not here: threads, allocation, torch.
+// The pre-activations of a chunk never leave the cache, h lives in two private buffers that take turns, and the output goes to
+// its final place. Not here: threads, allocation, torch.
 #pragma once
 
 #include "sweep.h"

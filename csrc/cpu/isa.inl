@@ -1,5 +1,5 @@
-// Everything that is compiled once per instruction set, ending in the table of its kernels. The including file has set
-// the target, BIRNN_NS, BIRNN_VECTOR_BYTES and BIRNN_VECTOR_REGISTERS. No torch and no STL below this line.
+// Everything that is compiled once per instruction set, ending in the table of its kernels. The including file has set the
+// target, BIRNN_NS, BIRNN_VECTOR_BYTES and BIRNN_VECTOR_REGISTERS. No torch and no STL below this line.
 #include "simd_math.h"
 // (Math before the cells, which call it.)
 #include "../cells/cells.h"
@@ -14,9 +14,7 @@ template <class T>
 static void math_hook(int function, int64_t n, const T* x, T* y) {
   for (int64_t i = 0; i < n; i += lanes<T>) {
     const Vec<T> v = load_some(x + i, n - i);
-    const Vec<T> r = function == 0   ? Math<Vec<T>>::exp(v)
-                     : function == 1 ? Math<Vec<T>>::sigmoid(v)
-                                     : Math<Vec<T>>::tanh(v);
+    const Vec<T> r = function == 0 ? Math<Vec<T>>::exp(v) : function == 1 ? Math<Vec<T>>::sigmoid(v) : Math<Vec<T>>::tanh(v);
     store_some(y + i, r, n - i);
   }
 }
@@ -43,8 +41,7 @@ constexpr Kernels<T> all_kernels() {
 #undef BIRNN_BACKWARD
 
 extern const Table kernels;
-const Table kernels = {BIRNN_ISA_NAME, all_kernels<float>(), all_kernels<double>(), &math_hook<float>,
-                       &math_hook<double>};
+const Table kernels = {BIRNN_ISA_NAME, all_kernels<float>(), all_kernels<double>(), &math_hook<float>, &math_hook<double>};
 
 }  // namespace BIRNN_NS
 }  // namespace birnn

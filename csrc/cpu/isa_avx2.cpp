@@ -1,5 +1,5 @@
-// The kernels for AVX2 with FMA (256-bit vectors, 16 registers). GCC only: the pragma is how one file gets its own
-// target under setuptools, which passes the same flags to all; elsewhere this file is empty.
+// The kernels for AVX2 with FMA (256-bit vectors, 16 registers). GCC only: the pragma is how one file gets its own target under
+// setuptools, which passes the same flags to all; elsewhere this file is empty.
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
 #include <cstdint>
 #include <cstring>

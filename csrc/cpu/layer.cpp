@@ -38,8 +38,8 @@ void make_dense(LayerTensors& l) {
   if (!l.lengths.defined()) return;
   const int64_t* lengths = l.lengths.const_data_ptr<int64_t>();
   for (int64_t b = 0; b < l.n.B; ++b) {
-    TORCH_CHECK_VALUE(lengths[b] >= 0 && lengths[b] <= l.n.T, "lengths: expected values from 0 to T = ", l.n.T,
-                      ", got ", lengths[b], " at position ", b);
+    TORCH_CHECK_VALUE(lengths[b] >= 0 && lengths[b] <= l.n.T, "lengths: expected values from 0 to T = ", l.n.T, ", got ",
+                      lengths[b], " at position ", b);
   }
 }
 
@@ -111,8 +111,8 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> layer(
     const OptionalTensor& w_hr, const OptionalTensor& w_ih_reverse, const OptionalTensor& w_hh_reverse,
     const OptionalTensor& b_ih_reverse, const OptionalTensor& b_hh_reverse, const OptionalTensor& w_hr_reverse,
     std::string_view mode, bool batch_first, bool train) {
-  LayerTensors l = check_layer(input, h0, c0, lengths, w_ih, w_hh, b_ih, b_hh, w_hr, w_ih_reverse, w_hh_reverse,
-                               b_ih_reverse, b_hh_reverse, w_hr_reverse, mode, batch_first);
+  LayerTensors l = check_layer(input, h0, c0, lengths, w_ih, w_hh, b_ih, b_hh, w_hr, w_ih_reverse, w_hh_reverse, b_ih_reverse,
+                               b_hh_reverse, w_hr_reverse, mode, batch_first);
   make_dense(l);
   const Sizes& n = l.n;
   const auto options = input.options().requires_grad(false);
@@ -145,8 +145,7 @@ struct WeightGradients {
       const auto options = l.input.options().requires_grad(false);
       return wanted && w.defined() ? at::empty(w.sizes(), options) : at::empty({0}, options);
     };
-    w_ih = like(l.w_ih[d]), w_hh = like(l.w_hh[d]), b_ih = like(l.b_ih[d]), b_hh = like(l.b_hh[d]),
-    w_hr = like(l.w_hr[d]);
+    w_ih = like(l.w_ih[d]), w_hh = like(l.w_hh[d]), b_ih = like(l.b_ih[d]), b_hh = like(l.b_hh[d]), w_hr = like(l.w_hr[d]);
   }
   int64_t size() const { return w_ih.numel() + w_hh.numel() + b_ih.numel() + b_hh.numel() + w_hr.numel(); }
 
@@ -228,11 +227,11 @@ ThirteenTensors layer_backward(const OptionalTensor& grad_output, const Optional
                                const at::Tensor& w_hh, const OptionalTensor& b_ih, const OptionalTensor& b_hh,
                                const OptionalTensor& w_hr, const OptionalTensor& w_ih_reverse,
                                const OptionalTensor& w_hh_reverse, const OptionalTensor& b_ih_reverse,
-                               const OptionalTensor& b_hh_reverse, const OptionalTensor& w_hr_reverse,
-                               std::string_view mode, bool batch_first, const at::Tensor& output_any_strides,
-                               const at::Tensor& saved_any_strides, bool need_input, bool need_weights) {
-  LayerTensors l = check_layer(input, h0, c0, lengths, w_ih, w_hh, b_ih, b_hh, w_hr, w_ih_reverse, w_hh_reverse,
-                               b_ih_reverse, b_hh_reverse, w_hr_reverse, mode, batch_first);
+                               const OptionalTensor& b_hh_reverse, const OptionalTensor& w_hr_reverse, std::string_view mode,
+                               bool batch_first, const at::Tensor& output_any_strides, const at::Tensor& saved_any_strides,
+                               bool need_input, bool need_weights) {
+  LayerTensors l = check_layer(input, h0, c0, lengths, w_ih, w_hh, b_ih, b_hh, w_hr, w_ih_reverse, w_hh_reverse, b_ih_reverse,
+                               b_hh_reverse, w_hr_reverse, mode, batch_first);
   at::Tensor dy = grad_output.value_or(at::Tensor()), dh_n = grad_h_n.value_or(at::Tensor()),
              dc_n = grad_c_n.value_or(at::Tensor());
   check_backward(l, dy, dh_n, dc_n, output_any_strides, saved_any_strides);

@@ -103,8 +103,8 @@ Reusing allocator;
 c10::DataPtr allocate(size_t bytes) { return allocator.allocate(bytes); }
 
 at::Tensor empty_reusable(at::IntArrayRef shape, const at::Tensor& like) {
-  at::Tensor t = at::detail::empty_generic(shape, &allocator, c10::DispatchKeySet(c10::DispatchKey::CPU),
-                                           like.scalar_type(), std::nullopt);
+  at::Tensor t = at::detail::empty_generic(shape, &allocator, c10::DispatchKeySet(c10::DispatchKey::CPU), like.scalar_type(),
+                                           std::nullopt);
   // As torch.empty does, so that an element that no kernel writes shows.
   if (at::globalContext().deterministicAlgorithms() && at::globalContext().deterministicFillUninitializedMemory()) {
     t.fill_(std::numeric_limits<double>::quiet_NaN());

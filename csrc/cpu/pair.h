@@ -15,8 +15,8 @@ int64_t parallel_tasks();
 // Calls body(0) ... body(count - 1), at the same time where `parallel` and the number of threads allow.
 void run_tasks(int64_t count, bool parallel, const std::function<void(int64_t)>& body);
 
-// One task per direction or, with more threads than directions, several, each with a share of the rows. Tasks of
-// direction d are [d * splits, (d + 1) * splits).
+// One task per direction or, with more threads than directions, several with a share of the rows each. Tasks of direction d are
+// [d * splits, (d + 1) * splits).
 struct Plan {
   std::vector<int64_t> index;  // rows of the batch, longest first within each task
   std::vector<Task> tasks;

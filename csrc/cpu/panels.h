@@ -1,11 +1,10 @@
 // A matrix packed for the micro-kernel, and the product with it.
 //
-// The N columns of a product are hidden units (or features), in vectors of L lanes; where a product yields several
-// gates of a unit, the gates of the same L units stand side by side, so that one tile holds all that the cell equations
-// need:
+// The N columns of a product are hidden units (or features), in vectors of L lanes; where a product yields several gates of a
+// unit, the gates of the same L units stand side by side, so that one tile holds all that the cell equations need:
 //
-//   panel p = [K][G][units of the panel, in vectors of L]        `wide` vectors of units per panel, the last may have
-//   fewer e.g. GRU:   k=0: | r of units 0..L-1 | z of units 0..L-1 | n of units 0..L-1 |   k=1: ...
+//   panel p = [K][G][units of the panel, in vectors of L]        `wide` vectors of units per panel, the last may have fewer
+//   e.g. GRU:   k=0: | r of units 0..L-1 | z of units 0..L-1 | n of units 0..L-1 |   k=1: ...
 //
 // Lanes beyond N are zero. Not here: what is done with a tile (the epilogue is the caller's).
 #pragma once
@@ -37,8 +36,8 @@ struct Shape {
 constexpr int panel_width(int gates) { return gates >= 3 ? 1 : 3 / gates; }
 
 // Calls f(first vector of units, vectors of units, first row, rows, tile) for every tile of [M, K] x panels.
-// Each panel is used for all rows while it is in the cache; `backwards` starts at the last panel, so that a matrix
-// larger than a cache finds its tail still there.
+// Each panel is used for all rows while it is in the cache; `backwards` starts at the last panel, so that a matrix larger than
+// a cache finds its tail still there.
 template <class T, class F>
 BIRNN_INLINE void product(const Shape& w, const T* packed, int64_t M, const T* a, int64_t lda, bool backwards, F&& f) {
   alignas(64) T out[max_tile_rows * max_tile_vectors * lanes<T>];
@@ -50,18 +49,19 @@ BIRNN_INLINE void product(const Shape& w, const T* packed, int64_t M, const T* a
     const int64_t count = divide_up(M, tile_rows(nv));  // tiles of nearly equal height: no tile of one row is left over
     for (int64_t t = 0, row = 0; t < count; ++t) {
       const int rows = int((M - row) / (count - t));
-      tiles<T, false>[nv - 1][rows - 1](w.K, a + row* lda, lda, panel, out);
+      const Tile<T> run = tiles<T, false>[nv - 1][rows - 1];
+      run(w.K, a + row * lda, lda, panel, out);
       f(first, units, row, rows, out);
       row += rows;
     }
   }
 }
 
-// c[m][n] (+)= sum over k of a[k][m] * b[k][n]: the product of a gradient with what it was computed from. a and b have
-// K rows of their own; b is packed (gates = 1); `strip` is room for K * max_tile_rows elements.
+// c[m][n] (+)= sum over k of a[k][m] * b[k][n]: a gradient times what it was computed from. a and b have K rows of
+// their own; b is packed (gates = 1); `strip` is room for K * max_tile_rows elements.
 template <class T>
-BIRNN_INLINE void product_transposed(const Shape& w, const T* packed, int64_t M, const T* a, int64_t lda, T* c,
-                                     int64_t ldc, bool add, T* strip) {
+BIRNN_INLINE void product_transposed(const Shape& w, const T* packed, int64_t M, const T* a, int64_t lda, T* c, int64_t ldc,
+                                     bool add, T* strip) {
   alignas(64) T out[max_tile_rows * max_tile_vectors * lanes<T>];
   constexpr int L = lanes<T>;
   const int64_t vectors = w.vectors<T>(), count = divide_up(M, tile_rows(w.wide));
@@ -72,7 +72,8 @@ BIRNN_INLINE void product_transposed(const Shape& w, const T* packed, int64_t M,
     }
     for (int64_t first = 0; first < vectors; first += w.wide) {
       const int nv = int(smaller<int64_t>(w.wide, vectors - first));
-      tiles<T, true>[nv - 1][rows - 1](w.K, strip, 0, packed + first* L* w.K, out);
+      const Tile<T> run = tiles<T, true>[nv - 1][rows - 1];
+      run(w.K, strip, 0, packed + first * L * w.K, out);
       for (int r = 0; r < rows; ++r) {
         for (int j = 0; j < nv; ++j) {
           T* to = c + (m + r) * ldc + (first + j) * L;
@@ -87,8 +88,7 @@ BIRNN_INLINE void product_transposed(const Shape& w, const T* packed, int64_t M,
   }
 }
 
-// Transposes L rows of L elements in registers: log2(L) rounds, each of which swaps the off-diagonal blocks of half the
-// size.
+// Transposes L rows of L elements in registers: log2(L) rounds, each of which swaps the off-diagonal blocks of half the size.
 template <class T>
 BIRNN_INLINE void transpose(Vec<T> (&v)[lanes<T>]) {
   constexpr int L = lanes<T>;
@@ -118,8 +118,7 @@ BIRNN_INLINE void transpose(Vec<T> (&v)[lanes<T>]) {
   }
 }
 
-// Packs w [gates * H, K] (row-major, a row per unit) for products with its transpose: column n of gate g is row g * H +
-// n.
+// Packs w [gates * H, K] (row-major, a row per unit) for products with its transpose: column n of gate g is row g * H + n.
 template <class T>
 BIRNN_INLINE void pack_rows(const Shape& s, const T* w, T* to) {
   constexpr int L = lanes<T>;
@@ -165,8 +164,8 @@ BIRNN_INLINE void pack_bias(const Shape& s, const T* bias, T* to) {
   }
 }
 
-// Packs row `k` of a matrix whose rows are the summed index (gates = 1); null is a row of zeros. A row at a time,
-// because the rows lie where time, batch and lengths put them.
+// Packs row `k` of a matrix whose rows are the summed index (gates = 1); null is a row of zeros. One row at a time, because they
+// lie where time, batch and lengths put them.
 template <class T>
 BIRNN_INLINE void pack_row(const Shape& s, int64_t k, const T* row, T* to) {
   constexpr int L = lanes<T>;

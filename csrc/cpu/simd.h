@@ -1,6 +1,6 @@
-// Vectors of the instruction set at hand, with the compiler's vector extension (GCC and Clang): one source for AVX-512,
-// AVX2, SSE2 and NEON. BIRNN_VECTOR_BYTES is the width, BIRNN_NS the namespace of the instruction set. Not here:
-// intrinsics, torch, STL templates (an inline function of the STL compiled for AVX-512 could win at link time and run
+// Vectors of the instruction set at hand, with the compiler's vector extension (GCC and Clang): one source for AVX-512, AVX2,
+// SSE2 and NEON. BIRNN_VECTOR_BYTES is the width, BIRNN_NS the namespace of the instruction set.
+// Not here: intrinsics, torch, STL templates (an inline function of the STL compiled for AVX-512 could win at link time and run
 // on a machine without).
 #pragma once
 

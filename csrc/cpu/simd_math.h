@@ -1,5 +1,5 @@
-// exp, sigmoid and tanh on vectors. Errors against a 200-bit reference are held by tests/test_cells.py: float within
-// 5e-7 absolute and double within 4e-16 of the true gate value, which is what a gate needs (its value is at most 1).
+// exp, sigmoid and tanh on vectors. Errors against a 200-bit reference are held by tests/test_cells.py: float within 5e-7
+// absolute and double within 4e-16 of the true gate value, which is what a gate needs (its value is at most 1).
 // Not here: functions that set errno or care about rounding modes. NaN in, NaN out.
 #pragma once
 
@@ -11,8 +11,7 @@ namespace BIRNN_NS {
 template <class V>
 struct Math;
 
-// exp(x) for |x| below the range of the type: x = n ln 2 + r, 2^n by its exponent bits, exp(r) by its Taylor series in
-// r
+// exp(x) for |x| below the range of the type: x = n ln 2 + r, 2^n by its exponent bits, exp(r) by its Taylor series in r
 // (|r| <= ln 2 / 2: the term of degree 7 is below half an ulp in float, of degree 13 in double).
 template <>
 struct Math<Vec<float>> {
@@ -20,7 +19,7 @@ struct Math<Vec<float>> {
 
   BIRNN_INLINE V zero() { return V{}; }
   BIRNN_INLINE V relu(V x) { return x < 0 ? V{} : x; }
-  BIRNN_INLINE V where_positive(V condition, V x) { return condition > 0 ? x : V{}; }
+  BIRNN_INLINE V relu_backward(V y, V dy) { return y <= 0 ? V{} : dy; }  // NaN passes, as in torch
   BIRNN_INLINE V clamp(V x, float limit) {
     x = x > limit ? splat(limit) : x;
     return x < -limit ? splat(-limit) : x;
@@ -69,7 +68,7 @@ struct Math<Vec<double>> {
 
   BIRNN_INLINE V zero() { return V{}; }
   BIRNN_INLINE V relu(V x) { return x < 0 ? V{} : x; }
-  BIRNN_INLINE V where_positive(V condition, V x) { return condition > 0 ? x : V{}; }
+  BIRNN_INLINE V relu_backward(V y, V dy) { return y <= 0 ? V{} : dy; }  // NaN passes, as in torch
   BIRNN_INLINE V clamp(V x, double limit) {
     x = x > limit ? splat(limit) : x;
     return x < -limit ? splat(-limit) : x;

@@ -1,6 +1,6 @@
-// What the forward and the backward sweep of a direction share: which rows are at work at which step and where their
-// data lie, how many steps make a chunk, and scratch memory. Not here: threads (pair.cpp) and arithmetic (forward.inl,
-// backward.inl).
+// What the forward and the backward sweep of a direction share: which rows are at work at which step and where their data lie,
+// how many steps make a chunk, and scratch memory.
+// Not here: threads (pair.cpp) and arithmetic (forward.inl, backward.inl).
 #pragma once
 
 #include "../layer.h"
@@ -9,8 +9,7 @@
 namespace birnn {
 namespace BIRNN_NS {
 
-// Scratch memory handed out front to back. With a null base nothing is handed out and `used` tells how much it would
-// have been.
+// Scratch memory handed out front to back. With a null base nothing is handed out and `used` tells how much it would have been.
 template <class T>
 struct Arena {
   T* base;
@@ -69,8 +68,8 @@ BIRNN_INLINE int64_t chunk_capacity(const Rows& rows, int64_t target) {
   return smaller(all, bound);
 }
 
-// Row stride of a private [rows, n] buffer: whole vectors and, where that is a power of two, one cache line more, so
-// that rows do not all fall into the same cache sets.
+// Row stride of a private [rows, n] buffer: whole vectors and, where that is a power of two, one cache line more, so that rows
+// do not all fall into the same cache sets.
 template <class T>
 BIRNN_INLINE int64_t padded(int64_t n) {
   const int64_t p = round_up(n, lanes<T>), line = 64 / int64_t(sizeof(T));

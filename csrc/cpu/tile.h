@@ -1,14 +1,11 @@
-// The micro-kernel: a tile of MR rows times NV vectors of columns, kept in registers over the whole length K of the
-// product.
+// The micro-kernel: a tile of MR rows times NV vectors of columns, kept in registers over the whole length K of the product.
 //
 //   out[r][j] = sum over k of a(r, k) * b[k][j]        r < MR, j < NV (vectors)
 //
 //   a   by rows (row stride `lda`), or interleaved: [K][MR]
 //   b   one panel: [K][NV] vectors, contiguous, so that the inner loop streams through it
-//   out [MR][NV] vectors, contiguous: a small buffer in L1 from which the caller's epilogue goes on. (Reading it back
-//   costs
-//       2 * MR * NV vector moves per K * MR * NV multiplications; in return one micro-kernel serves every cell and
-//       product.)
+//   out [MR][NV] vectors, contiguous: a small buffer in L1 from which the caller's epilogue goes on. (Reading it back costs
+//       2 * MR * NV vector moves per K * MR * NV multiplications; in return one micro-kernel serves every cell and product.)
 //
 // Not here: which tiles make up a product (panels.h), and any knowledge of gates.
 #pragma once
@@ -86,12 +83,11 @@ constexpr Tile<T> tile_or_null() {
   }
 }
 
-#define BIRNN_TILES_OF(NV)                                                          \
-  {                                                                                 \
-      tile_or_null<T, 1, NV, Interleaved>(), tile_or_null<T, 2, NV, Interleaved>(), \
-      tile_or_null<T, 3, NV, Interleaved>(), tile_or_null<T, 4, NV, Interleaved>(), \
-      tile_or_null<T, 5, NV, Interleaved>(), tile_or_null<T, 6, NV, Interleaved>(), \
-      tile_or_null<T, 7, NV, Interleaved>(), tile_or_null<T, 8, NV, Interleaved>(), \
+#define BIRNN_TILES_OF(NV)                                                                                                 \
+  {                                                                                                                        \
+      tile_or_null<T, 1, NV, Interleaved>(), tile_or_null<T, 2, NV, Interleaved>(), tile_or_null<T, 3, NV, Interleaved>(), \
+      tile_or_null<T, 4, NV, Interleaved>(), tile_or_null<T, 5, NV, Interleaved>(), tile_or_null<T, 6, NV, Interleaved>(), \
+      tile_or_null<T, 7, NV, Interleaved>(), tile_or_null<T, 8, NV, Interleaved>(),                                        \
   }
 template <class T, bool Interleaved>
 constexpr Tile<T> tiles[max_tile_vectors][max_tile_rows] = {BIRNN_TILES_OF(1), BIRNN_TILES_OF(2), BIRNN_TILES_OF(3),

@@ -30,9 +30,7 @@ def points(dtype, limit):
     """Numbers of this dtype in [-limit, limit]: dense, near zero, near the seams of the formulas, and at the ends."""
     rng = np.random.default_rng(0)
     seams = [0.625, 0.6249999, 0.6250001, np.log(2) / 2, np.log(2), 7.90531, 7.9054, 8, 9, 20, 22, 22.1, limit]
-    positive = np.concatenate(
-        [rng.uniform(0, 10, 400), rng.uniform(0, limit, 300), 10 ** rng.uniform(-20, 0, 100), seams]
-    )
+    positive = np.concatenate([rng.uniform(0, 10, 400), rng.uniform(0, limit, 300), 10 ** rng.uniform(-20, 0, 100), seams])
     positive = positive[positive <= limit]
     return np.concatenate([[0.0], positive, -positive]).astype(dtype).astype(float)
 
