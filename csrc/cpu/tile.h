@@ -27,47 +27,56 @@ constexpr int tile_rows(int nv) {
 // Independent sums along k, so that a tile of few rows still has enough chains to hide the latency of a multiply-add.
 constexpr int tile_chains(int mr, int nv) { return mr * nv >= 8 ? 1 : mr * nv >= 4 ? 2 : 4; }
 
+// The sum over k is cut into blocks, whose sums are added up: in one chain of thousands the rounding errors would grow to several
+// times those of a BLAS.
+constexpr int64_t tile_block = 256;
+
 template <class T, int MR, int NV, bool Interleaved>
 __attribute__((noinline)) void tile(int64_t K, const T* __restrict__ a, int64_t lda, const T* __restrict__ b,
                                     T* __restrict__ out) {
   constexpr int L = lanes<T>, KU = tile_chains(MR, NV);
   constexpr int line = 64 / int(sizeof(T));  // elements of a cache line
-  Vec<T> sum[KU][MR][NV];
+  int64_t k = 0;
+  do {
+    const int64_t begin = k, end = smaller(k + tile_block, K);
+    Vec<T> sum[KU][MR][NV];
 #pragma GCC unroll 32
-  for (int i = 0; i < KU * MR * NV; ++i) sum[i / (MR * NV)][i / NV % MR][i % NV] = Vec<T>{};
+    for (int i = 0; i < KU * MR * NV; ++i) sum[i / (MR * NV)][i / NV % MR][i % NV] = Vec<T>{};
 
-  const auto step = [&](int64_t k, Vec<T>(&into)[MR][NV]) __attribute__((always_inline)) {
-    const T* bk = b + k * NV * L;
+    const auto step = [&](int64_t k, Vec<T>(&into)[MR][NV]) __attribute__((always_inline)) {
+      const T* bk = b + k * NV * L;
 #pragma GCC unroll 8
-    for (int i = 0; i < NV * L; i += line) __builtin_prefetch(bk + 8 * NV * L + i);
-    Vec<T> bv[NV];
+      for (int i = 0; i < NV * L; i += line) __builtin_prefetch(bk + 8 * NV * L + i);
+      Vec<T> bv[NV];
 #pragma GCC unroll 4
-    for (int j = 0; j < NV; ++j) bv[j] = load(bk + j * L);
+      for (int j = 0; j < NV; ++j) bv[j] = load(bk + j * L);
+#pragma GCC unroll 8
+      for (int r = 0; r < MR; ++r) {
+        const T ark = Interleaved ? a[k * MR + r] : a[r * lda + k];
+#pragma GCC unroll 4
+        for (int j = 0; j < NV; ++j) into[r][j] += ark * bv[j];
+      }
+    };
+    for (; k + KU <= end; k += KU) {
+#pragma GCC unroll 4
+      for (int u = 0; u < KU; ++u) step(k + u, sum[u]);
+    }
+    if (KU > 1) {
+      for (; k < end; ++k) step(k, sum[0]);
+    }
 #pragma GCC unroll 8
     for (int r = 0; r < MR; ++r) {
-      const T ark = Interleaved ? a[k * MR + r] : a[r * lda + k];
 #pragma GCC unroll 4
-      for (int j = 0; j < NV; ++j) into[r][j] += ark * bv[j];
+      for (int j = 0; j < NV; ++j) {
+        Vec<T> total = sum[0][r][j];
+        if (KU == 2) total += sum[1 % KU][r][j];
+        if (KU == 4) total = (total + sum[1 % KU][r][j]) + (sum[2 % KU][r][j] + sum[3 % KU][r][j]);
+        T* to = out + (r * NV + j) * L;
+        if (begin > 0) total += load(to);
+        store(to, total);
+      }
     }
-  };
-  int64_t k = 0;
-  for (; k + KU <= K; k += KU) {
-#pragma GCC unroll 4
-    for (int u = 0; u < KU; ++u) step(k + u, sum[u]);
-  }
-  if (KU > 1) {
-    for (; k < K; ++k) step(k, sum[0]);
-  }
-#pragma GCC unroll 8
-  for (int r = 0; r < MR; ++r) {
-#pragma GCC unroll 4
-    for (int j = 0; j < NV; ++j) {
-      Vec<T> total = sum[0][r][j];
-      if (KU == 2) total += sum[1][r][j];
-      if (KU == 4) total = (total + sum[1][r][j]) + (sum[2 % KU][r][j] + sum[3 % KU][r][j]);
-      store(out + (r * NV + j) * L, total);
-    }
-  }
+  } while (k < K);
 }
 
 template <class T>
