@@ -19,8 +19,8 @@ from torch.nn.utils.rnn import PackedSequence
 
 from . import packed
 from .functional import birnn
+from .ops import GATES
 
-GATES = {"RNN_TANH": 1, "RNN_RELU": 1, "LSTM": 4, "GRU": 3}
 BATCHED = {2: "unbatched 2-D", 3: "batched 3-D"}
 PROJECTION_ERROR = "proj_size argument is only supported for LSTM, not RNN or GRU"
 
@@ -157,7 +157,7 @@ class RNNBase(nn.Module):
             return self._run(input, hx, lengths)
 
         batch_dim = 0 if self.batch_first else 1
-        if isinstance(lengths, int) or (isinstance(lengths, Tensor) and lengths.dim() == 0):
+        if isinstance(lengths, numbers.Integral) or (isinstance(lengths, Tensor) and lengths.dim() == 0):
             lengths = torch.as_tensor(lengths).unsqueeze(0)
         if isinstance(hx, Tensor):
             hx = hx.unsqueeze(1)

@@ -58,6 +58,8 @@ def layer(input, h0, c0, lengths, weights, *, mode, batch_first=False):
         RuntimeError: a rank, shape, dtype or device does not fit; the message names the argument.
         ValueError: an unknown mode, or a length out of range.
     """
+    if torch.is_autocast_enabled(input.device.type) and input.dtype != torch.float64:
+        return _autocast_layer(input, h0, c0, lengths, weights, mode, batch_first)
     # Forward-mode AD, also inside torch.func.jvp and jacfwd: the reference has derivatives of every kind.
     if not has_kernel(input) or forward_ad._current_level >= 0:
         return reference.layer(input, h0, c0, lengths, weights, mode=mode, batch_first=batch_first)
@@ -68,6 +70,18 @@ def layer(input, h0, c0, lengths, weights, *, mode, batch_first=False):
         tensors = (input, h0, c0, lengths, *flat)
         output, h_n, c_n, _ = torch.ops.birnn_ext.layer(*tensors, mode, batch_first, False)
     return output, h_n, c_n if mode == "LSTM" else None
+
+
+def _autocast_layer(input, h0, c0, lengths, weights, mode, batch_first):
+    """The layer under torch.autocast: computed in float32, with results of the dtype that torch.nn's have there."""
+    device = input.device.type
+    # As of torch 2.13: autocast on the CPU does not know GRU, whose results are then of the dtype of its input.
+    dtype = input.dtype if mode == "GRU" and device == "cpu" else torch.get_autocast_dtype(device)
+    input, h0, c0 = (t if t is None else t.float() for t in (input, h0, c0))
+    weights = tuple(tuple(w if w is None else w.float() for w in direction) for direction in weights)
+    with torch.autocast(device, enabled=False):
+        results = layer(input, h0, c0, lengths, weights, mode=mode, batch_first=batch_first)
+    return tuple(r if r is None else r.to(dtype) for r in results)
 
 
 def _differentiable(*tensors):

@@ -49,7 +49,8 @@ def normalise_lengths(lengths, steps, batch, device):
     if values and not (min(values) >= 0 and max(values) <= steps):
         row = next(i for i, n in enumerate(values) if not 0 <= n <= steps)
         raise ValueError(f"lengths should be between 0 and {steps}, the steps of input, got {values[row]} for row {row}")
-    return tensor.to(device=device, dtype=torch.int64, non_blocking=True)
+    # Towards the CPU the copy must have landed before the kernel reads it.
+    return tensor.to(device=device, dtype=torch.int64, non_blocking=device.type != "cpu")
 
 
 def _integer(position, value):

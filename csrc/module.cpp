@@ -44,6 +44,8 @@ PYBIND11_MODULE(_C, m) {
         "For tests: \"exp\", \"sigmoid\" or \"tanh\" of a list of numbers, as the kernels in use compute it in "
         "\"float32\" or "
         "\"float64\". ValueError for other names.");
+  m.def("release_memory", &birnn::release_free_memory,
+        "Gives back the memory (256 MiB at most) that is kept for the next call.");
   m.def("isa_list", &birnn::isa_names, "Instruction sets usable on this machine, the best first.");
   m.def("isa", &birnn::isa_name, "The instruction set in use.");
   // pybind11 turns std::invalid_argument into ValueError.

@@ -73,6 +73,7 @@ LayerTensors check_layer(const at::Tensor& input, const OptionalTensor& h0, cons
   n.P = n.projected ? l.w_hr[0].size(0) : n.H;
   n.D = l.w_ih[1].defined() ? 2 : 1;
   TORCH_CHECK(n.T > 0, "input: expected at least one time step, got shape ", input.sizes());
+  TORCH_CHECK(n.P > 0, "w_hr: expected at least one row, got shape ", l.w_hr[0].sizes());
   TORCH_CHECK(!n.projected || l.mode == LSTM, "w_hr: a projection goes with mode LSTM only, got mode ",
               cell_facts[l.mode].name);
 

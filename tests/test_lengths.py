@@ -189,3 +189,9 @@ def test_lengths_under_vmap():
         expected, expected_h = compare.by_row(theirs, x.transpose(0, 1), None, LENGTHS)
     torch.testing.assert_close(output.transpose(0, 1), expected)
     torch.testing.assert_close(h_n.transpose(0, 1), expected_h)
+
+
+def test_a_numpy_integer_is_a_length_of_an_unbatched_input():
+    ours = compare.pair("GRU", 3, 4)[1]
+    x = torch.randn(5, 3)
+    assert torch.equal(ours(x, lengths=np.int64(2))[0], ours(x, lengths=2)[0])

@@ -12,6 +12,8 @@ import problems
 import pytest
 import torch
 
+from birnn_ext import ops
+
 pytest.importorskip("birnn_ext._C", reason="birnn_ext._C is not built: python setup.py build_ext --inplace")
 op, op_backward = torch.ops.birnn_ext.layer, torch.ops.birnn_ext.layer_backward
 kinds = pytest.mark.parametrize("kind", problems.KINDS)
@@ -212,3 +214,11 @@ def test_without_the_library_it_warns_and_computes():
     command = [sys.executable, "-c", WITHOUT]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
     assert done.stdout == "computed\n", done.stderr
+
+
+@pytest.mark.parametrize("mode", ops.SAVED)
+def test_the_facts_that_the_fakes_know_are_those_of_the_cells(mode):
+    H, G = 3, ops.GATES[mode]
+    weights = (torch.zeros(G * H, 2), torch.zeros(G * H, H), *[None] * 8)
+    *_, saved = torch.ops.birnn_ext.layer(torch.zeros(4, 5, 2), None, None, None, *weights, mode, False, True)
+    assert saved.shape == (1, 4, 5, ops.SAVED[mode], H)

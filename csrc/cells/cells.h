@@ -6,11 +6,11 @@
 //   name                   as in torch.nn: "RNN_TANH", "RNN_RELU", "LSTM", "GRU"
 //   gates                  G, rows of weight_ih / H, in torch's order
 //   states                 1 (h) or 2 (h and c); state 0 is the output
-//   saved                  values per unit and step that the forward pass keeps for the backward pass
+//   saved                  (with two states, the last of them is s_new[1]) values per unit and step that the forward pass keeps for the backward pass
 //   columns                distinct gate gradients per unit; column x_column(g) is the gradient of the input side of gate g,
 //                          h_column(g) of its recurrent side. Both maps are onto consecutive columns, so that each side is
 //                          one matrix whose rows are contiguous in memory.
-//   reads_h                whether backward reads h itself itself; such a cell cannot have a projection
+//   reads_h                whether backward reads h itself (s[0] or h_new), or forward does; such a cell cannot have a projection
 //   forward (x[G], h[G], s[states])                              -> s_new[states], save[saved]
 //   hidden  (save[saved])                                        -> h', only where a projection follows (not reads_h)
 //   backward(save[saved], s[states], h_new, ds_new[states])      -> d[columns], ds[states]

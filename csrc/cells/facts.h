@@ -24,4 +24,15 @@ struct CellFacts {
 constexpr CellFacts cell_facts[MODE_COUNT] = {BIRNN_FOR_EACH_CELL(BIRNN_FACTS)};
 #undef BIRNN_FACTS
 
+#define BIRNN_MODE(cell, mode) mode,
+constexpr Mode listed[] = {BIRNN_FOR_EACH_CELL(BIRNN_MODE)};
+#undef BIRNN_MODE
+constexpr bool in_order() {
+  for (int m = 0; m < MODE_COUNT; ++m) {
+    if (listed[m] != m) return false;
+  }
+  return sizeof(listed) / sizeof(Mode) == MODE_COUNT;
+}
+static_assert(in_order(), "BIRNN_FOR_EACH_CELL and enum Mode must name the same cells in the same order");
+
 }  // namespace birnn

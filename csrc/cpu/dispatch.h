@@ -20,6 +20,9 @@ void set_isa(const std::string& name);
 // For tests: exp, sigmoid or tanh of x as the kernels in use compute it, in "float32" or "float64".
 std::vector<double> gate_function(const std::string& name, const std::string& dtype, const std::vector<double>& x);
 
+// Gives back the memory that is kept for the next call (memory.h).
+void release_free_memory();
+
 // The cells that were compiled in, by the `mode` that asks for them ("GRU", "LSTM", ...).
 std::vector<std::string> cell_names();
 

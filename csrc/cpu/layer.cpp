@@ -4,6 +4,8 @@
 #include <ATen/ops/empty.h>
 #include <torch/library.h>
 
+#include <algorithm>
+
 #include "../cells/facts.h"
 #include "../ops.h"
 #include "memory.h"
@@ -19,17 +21,50 @@ const T* pointer(const at::Tensor& t) {
   return t.defined() ? t.const_data_ptr<T>() : nullptr;
 }
 
-at::Tensor contiguous(const at::Tensor& t) { return t.defined() ? t.contiguous() : t; }
+template <class T>
+void copy_strided(const at::Tensor& from, T* to) {
+  const T* data = from.const_data_ptr<T>();
+  int64_t size[3] = {1, 1, 1}, stride[3] = {0, 0, 0};
+  for (int64_t i = 0; i < from.dim(); ++i) {
+    size[3 - from.dim() + i] = from.size(i), stride[3 - from.dim() + i] = from.stride(i);
+  }
+  const int64_t shares = from.numel() > 32768 ? parallel_tasks() : 1;
+  run_tasks(shares, true, [&](int64_t k) {
+    for (int64_t row = size[0] * size[1] * k / shares; row < size[0] * size[1] * (k + 1) / shares; ++row) {
+      const T* line = data + row / size[1] * stride[0] + row % size[1] * stride[1];
+      for (int64_t j = 0; j < size[2]; ++j) to[row * size[2] + j] = line[j * stride[2]];
+    }
+  });
+}
+
+// t, or a copy of it without gaps. Not at::Tensor::contiguous, for the reason given at `add` below.
+at::Tensor contiguous(const at::Tensor& t) {
+  if (!t.defined() || t.is_contiguous()) return t;
+  at::Tensor copy = at::empty(t.sizes(), t.options().requires_grad(false));
+  switch (t.scalar_type()) {
+    case at::kFloat:
+      copy_strided(t, copy.mutable_data_ptr<float>());
+      break;
+    case at::kDouble:
+      copy_strided(t, copy.mutable_data_ptr<double>());
+      break;
+    default:
+      copy_strided(t, copy.mutable_data_ptr<int64_t>());
+  }
+  return copy;
+}
 
 // Features side by side; time and batch may have any stride.
 at::Tensor feature_contiguous(const at::Tensor& t) {
-  return !t.defined() || t.stride(2) == 1 || t.size(2) <= 1 ? t : t.contiguous();
+  return !t.defined() || t.stride(2) == 1 || t.size(2) <= 1 ? t : contiguous(t);
 }
 
 int64_t time_stride(const at::Tensor& t, bool batch_first) { return t.stride(batch_first ? 1 : 0); }
 int64_t batch_stride(const at::Tensor& t, bool batch_first) { return t.stride(batch_first ? 0 : 1); }
 
 void make_dense(LayerTensors& l) {
+  TORCH_CHECK(l.input.scalar_type() == at::kFloat || l.input.scalar_type() == at::kDouble,
+              "input: the CPU kernels are for dtypes Float and Double, got ", l.input.scalar_type());
   l.input = feature_contiguous(l.input);
   l.h0 = contiguous(l.h0), l.c0 = contiguous(l.c0), l.lengths = contiguous(l.lengths);
   for (int d = 0; d < l.n.D; ++d) {
@@ -129,8 +164,6 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> layer(
     f.saved = train ? saved.mutable_data_ptr<T>() : nullptr;
     run_forward(l, f);
   };
-  TORCH_CHECK(input.scalar_type() == at::kFloat || input.scalar_type() == at::kDouble,
-              "input: the CPU kernels are for dtypes Float and Double, got ", input.scalar_type());
   input.scalar_type() == at::kFloat ? run(float()) : run(double());
   return {output, h_n, c_n, saved};
 }
@@ -166,12 +199,12 @@ struct WeightGradients {
   }
 };
 
-// total[i] += parts[0][i] + parts[1][i] + ..., always in this order.
+// total[i] += parts[0][i] + parts[1][i] + ..., always in this order; this is share `share` of `shares`.
 template <class T>
-void add_parts(T* total, int64_t size, const T* parts, int64_t count, int64_t stride) {
+void add_parts(T* total, int64_t size, const T* parts, int64_t count, int64_t stride, int64_t share, int64_t shares) {
   if (!total) return;
   for (int64_t k = 0; k < count; ++k) {
-    for (int64_t i = 0; i < size; ++i) total[i] += parts[k * stride + i];
+    for (int64_t i = size * share / shares; i < size * (share + 1) / shares; ++i) total[i] += parts[k * stride + i];
   }
 }
 
@@ -189,13 +222,15 @@ void run_backward(const LayerTensors& l, const Backward<T>& q, const WeightGradi
   const BackwardKernel<T>& kernel = table().kernels<T>().backward[l.mode];
   const int64_t l2 = l2_cache_bytes();
   const bool parallel = worth_threads(l.n, l.mode);
-  const Plan p = plan(l.n, q.f.lengths, parallel ? parallel_tasks() : 1);
+  // Every further task of a direction has weight gradients of its own: few rows are not worth that.
+  const int64_t most = l.n.D * std::max<int64_t>(1, l.n.B / 4);
+  const Plan p = plan(l.n, q.f.lengths, parallel ? std::min(parallel_tasks(), most) : 1);
   TaskScratch<T> scratch;
   for (const Task& task : p.tasks) scratch.add(kernel.scratch_size(q, task, l2));
   scratch.allocate_all();
   // The first task of a direction writes to the results, the others to parts that are added afterwards in a fixed
   // order.
-  const int64_t size = gradients[0].size(), parts = p.splits - 1;
+  const int64_t size = std::max(gradients[0].size(), gradients[1].size()), parts = p.splits - 1;
   const at::DataPtr parts_memory = allocate(size_t(size * parts * l.n.D) * sizeof(T));
   const auto part = [&](int64_t d, int64_t k) { return static_cast<T*>(parts_memory.get()) + (d * parts + k) * size; };
   pack_and_sweep<T>(
@@ -207,14 +242,16 @@ void run_backward(const LayerTensors& l, const Backward<T>& q, const WeightGradi
         kernel.run(q, p.tasks[i], out, packed, scratch.of(i), l2);
       });
   if (!parts || !q.want_weights) return;
-  run_tasks(l.n.D, parallel, [&](int64_t d) {
-    const WeightGradients& g = gradients[d];
-    const Gradients<T> to = g.pointers<T>(), from = g.pointers_into<T>(part(d, 0));
-    add_parts<T>(to.w_ih, g.w_ih.numel(), from.w_ih, parts, size);
-    add_parts<T>(to.w_hh, g.w_hh.numel(), from.w_hh, parts, size);
-    add_parts<T>(to.b_ih, g.b_ih.numel(), from.b_ih, parts, size);
-    add_parts<T>(to.b_hh, g.b_hh.numel(), from.b_hh, parts, size);
-    add_parts<T>(to.w_hr, g.w_hr.numel(), from.w_hr, parts, size);
+  run_tasks(p.splits, parallel, [&](int64_t k) {
+    for (int64_t d = 0; d < l.n.D; ++d) {
+      const WeightGradients& g = gradients[d];
+      const Gradients<T> to = g.pointers<T>(), from = g.pointers_into<T>(part(d, 0));
+      add_parts<T>(to.w_ih, g.w_ih.numel(), from.w_ih, parts, size, k, p.splits);
+      add_parts<T>(to.w_hh, g.w_hh.numel(), from.w_hh, parts, size, k, p.splits);
+      add_parts<T>(to.b_ih, g.b_ih.numel(), from.b_ih, parts, size, k, p.splits);
+      add_parts<T>(to.b_hh, g.b_hh.numel(), from.b_hh, parts, size, k, p.splits);
+      add_parts<T>(to.w_hr, g.w_hr.numel(), from.w_hr, parts, size, k, p.splits);
+    }
   });
 }
 
@@ -235,10 +272,9 @@ ThirteenTensors layer_backward(const OptionalTensor& grad_output, const Optional
   at::Tensor dy = grad_output.value_or(at::Tensor()), dh_n = grad_h_n.value_or(at::Tensor()),
              dc_n = grad_c_n.value_or(at::Tensor());
   check_backward(l, dy, dh_n, dc_n, output_any_strides, saved_any_strides);
-  const at::Tensor output = output_any_strides.contiguous(),
-                   saved = saved_any_strides.contiguous();  // copies under vmap only
   make_dense(l);
   dy = feature_contiguous(dy), dh_n = contiguous(dh_n), dc_n = contiguous(dc_n);
+  const at::Tensor output = output_any_strides.contiguous(), saved = saved_any_strides.contiguous();  // copies under vmap only
 
   const Sizes& n = l.n;
   const auto options = input.options().requires_grad(false);
@@ -266,8 +302,6 @@ ThirteenTensors layer_backward(const OptionalTensor& grad_output, const Optional
     run_backward(l, q, dw);
     if (need_input && n.D == 2) add(q.dx[0], q.dx[1], dx[0].numel());
   };
-  TORCH_CHECK(input.scalar_type() == at::kFloat || input.scalar_type() == at::kDouble,
-              "input: the CPU kernels are for dtypes Float and Double, got ", input.scalar_type());
   input.scalar_type() == at::kFloat ? run(float()) : run(double());
   return {dx[0],      dh0,        dc0,        dw[0].w_ih, dw[0].w_hh, dw[0].b_ih, dw[0].b_hh,
           dw[0].w_hr, dw[1].w_ih, dw[1].w_hh, dw[1].b_ih, dw[1].b_hh, dw[1].w_hr};

@@ -5,6 +5,8 @@
 #include <ATen/EmptyTensor.h>
 #include <ATen/ops/fill.h>
 #include <c10/core/CPUAllocator.h>
+
+#include "dispatch.h"
 #if defined(__linux__)
 #include <sys/mman.h>
 #endif
@@ -35,7 +37,11 @@ struct Pool {
 
 // Never destroyed: tensors may be freed after static destructors have run.
 Pool& pool() {
-  static Pool* p = new Pool;
+  static Pool* p = [] {
+    Pool* made = new Pool;
+    made->free.reserve(most_kept / page + 1);
+    return made;
+  }();
   return *p;
 }
 
@@ -43,19 +49,16 @@ void give_back(void* context) {
   const Block block = *static_cast<Block*>(context);
   delete static_cast<Block*>(context);
   Pool& p = pool();
-  std::vector<Block> evicted{block};
   // Only if nobody holds the lock: a child forked at the wrong moment would wait for ever.
-  if (std::unique_lock<std::mutex> lock(p.mutex, std::try_to_lock); lock && block.size <= most_kept) {
-    evicted.clear();
-    p.free.push_back(block);
-    p.bytes += block.size;
-    while (p.bytes > most_kept) {
-      evicted.push_back(p.free.front());
-      p.bytes -= p.free.front().size;
-      p.free.erase(p.free.begin());
-    }
+  std::unique_lock<std::mutex> lock(p.mutex, std::try_to_lock);
+  if (!lock || block.size > most_kept) return std::free(block.memory);
+  p.bytes += block.size;
+  p.free.push_back(block);  // never grows beyond what pool() has reserved
+  while (p.bytes > most_kept) {
+    std::free(p.free.front().memory);
+    p.bytes -= p.free.front().size;
+    p.free.erase(p.free.begin());
   }
-  for (const Block& b : evicted) std::free(b.memory);
 }
 
 // A free block of the right size, up to a quarter too large; none: null.
@@ -114,12 +117,11 @@ at::Tensor empty_reusable(at::IntArrayRef shape, const at::Tensor& like) {
 
 void release_free_memory() {
   Pool& p = pool();
-  std::vector<Block> free;
-  if (std::unique_lock<std::mutex> lock(p.mutex, std::try_to_lock); lock) {
-    free.swap(p.free);
-    p.bytes = 0;
-  }
-  for (const Block& b : free) std::free(b.memory);
+  std::unique_lock<std::mutex> lock(p.mutex, std::try_to_lock);
+  if (!lock) return;
+  for (const Block& b : p.free) std::free(b.memory);
+  p.free.clear();
+  p.bytes = 0;
 }
 
 }  // namespace birnn

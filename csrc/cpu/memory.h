@@ -14,7 +14,4 @@ c10::DataPtr allocate(size_t bytes);
 // A contiguous tensor without values in such memory; `like` gives dtype.
 at::Tensor empty_reusable(at::IntArrayRef shape, const at::Tensor& like);
 
-// Gives all free blocks back to the system.
-void release_free_memory();
-
 }  // namespace birnn

@@ -6,8 +6,8 @@
 
 #include <algorithm>
 #include <atomic>
-#include <exception>
 #include <numeric>
+#include <system_error>
 #include <thread>
 
 namespace birnn {
@@ -20,22 +20,19 @@ namespace {
 std::atomic<bool> forked{false};
 const int registered = pthread_atfork(nullptr, nullptr, [] { forked.store(true); });
 
+// (Bodies do not throw: they work on memory that is there already.)
 void run_on_own_threads(int64_t count, const std::function<void(int64_t)>& body) {
-  std::vector<std::exception_ptr> errors(count);
-  const auto guarded = [&](int64_t i) {
-    try {
-      body(i);
-    } catch (...) {
-      errors[i] = std::current_exception();
-    }
-  };
   std::vector<std::thread> threads;
-  for (int64_t i = 1; i < count; ++i) threads.emplace_back(guarded, i);
-  guarded(0);
-  for (std::thread& t : threads) t.join();
-  for (const std::exception_ptr& e : errors) {
-    if (e) std::rethrow_exception(e);
+  threads.reserve(count);
+  int64_t started = 1;
+  try {
+    for (; started < count; ++started) threads.emplace_back(body, started);
+  } catch (const std::system_error&) {
+    // No more threads to be had: the rest is done here.
   }
+  body(0);
+  for (int64_t i = started; i < count; ++i) body(i);
+  for (std::thread& t : threads) t.join();
 }
 
 }  // namespace

@@ -46,11 +46,13 @@ BIRNN_INLINE void product(const Shape& w, const T* packed, int64_t M, const T* a
     const int64_t first = (backwards ? panels - 1 - i : i) * w.wide;
     const int units = int(smaller<int64_t>(w.wide, vectors - first)), nv = units * w.gates;
     const T* panel = packed + first * w.gates * lanes<T> * w.K;
+    // Each tile of this panel has its share of the next one fetched.
+    const T* after = backwards ? panel - w.wide * w.gates * lanes<T> * w.K : panel + nv * lanes<T> * w.K;
     const int64_t count = divide_up(M, tile_rows(nv));  // tiles of nearly equal height: no tile of one row is left over
     for (int64_t t = 0, row = 0; t < count; ++t) {
       const int rows = int((M - row) / (count - t));
       const Tile<T> run = tiles<T, false>[nv - 1][rows - 1];
-      run(w.K, a + row * lda, lda, panel, out);
+      run(w.K, a + row * lda, lda, panel, out, after + t * w.K * (64 / int64_t(sizeof(T))));
       f(first, units, row, rows, out);
       row += rows;
     }
@@ -73,7 +75,8 @@ BIRNN_INLINE void product_transposed(const Shape& w, const T* packed, int64_t M,
     for (int64_t first = 0; first < vectors; first += w.wide) {
       const int nv = int(smaller<int64_t>(w.wide, vectors - first));
       const Tile<T> run = tiles<T, true>[nv - 1][rows - 1];
-      run(w.K, strip, 0, packed + first * L * w.K, out);
+      const T* panel = packed + first * L * w.K;
+      run(w.K, strip, 0, panel, out, panel);
       for (int r = 0; r < rows; ++r) {
         for (int j = 0; j < nv; ++j) {
           T* to = c + (m + r) * ldc + (first + j) * L;
@@ -164,8 +167,8 @@ BIRNN_INLINE void pack_bias(const Shape& s, const T* bias, T* to) {
   }
 }
 
-// Packs row `k` of a matrix whose rows are the summed index (gates = 1); null is a row of zeros. One row at a time, because they
-// lie where time, batch and lengths put them.
+// Packs row `k` of a matrix whose rows are the summed index (gates = 1); null is a row of zeros. One row at a time: they lie
+// where time, batch and lengths put them.
 template <class T>
 BIRNN_INLINE void pack_row(const Shape& s, int64_t k, const T* row, T* to) {
   constexpr int L = lanes<T>;

@@ -6,6 +6,8 @@
 //   b   one panel: [K][NV] vectors, contiguous, so that the inner loop streams through it
 //   out [MR][NV] vectors, contiguous: a small buffer in L1 from which the caller's epilogue goes on. (Reading it back costs
 //       2 * MR * NV vector moves per K * MR * NV multiplications; in return one micro-kernel serves every cell and product.)
+//   ahead   where the data of later tiles begin: K cache lines from here are fetched into L2, one per k, while the processor is
+//       busy multiplying (8 % at H = 512, whose panels come from L3; nothing where they lie in L2 already)
 //
 // Not here: which tiles make up a product (panels.h), and any knowledge of gates.
 #pragma once
@@ -27,13 +29,13 @@ constexpr int tile_rows(int nv) {
 // Independent sums along k, so that a tile of few rows still has enough chains to hide the latency of a multiply-add.
 constexpr int tile_chains(int mr, int nv) { return mr * nv >= 8 ? 1 : mr * nv >= 4 ? 2 : 4; }
 
-// The sum over k is cut into blocks, whose sums are added up: in one chain of thousands the rounding errors would grow to several
-// times those of a BLAS.
+// The sum over k is cut into blocks, whose sums are added up: in one chain of thousands the rounding errors would grow to
+// several times those of a BLAS.
 constexpr int64_t tile_block = 256;
 
 template <class T, int MR, int NV, bool Interleaved>
 __attribute__((noinline)) void tile(int64_t K, const T* __restrict__ a, int64_t lda, const T* __restrict__ b,
-                                    T* __restrict__ out) {
+                                    T* __restrict__ out, const T* ahead) {
   constexpr int L = lanes<T>, KU = tile_chains(MR, NV);
   constexpr int line = 64 / int(sizeof(T));  // elements of a cache line
   int64_t k = 0;
@@ -45,8 +47,12 @@ __attribute__((noinline)) void tile(int64_t K, const T* __restrict__ a, int64_t 
 
     const auto step = [&](int64_t k, Vec<T>(&into)[MR][NV]) __attribute__((always_inline)) {
       const T* bk = b + k * NV * L;
+      if (MR < 4) {  // few rows: the panel itself is what is waited for
 #pragma GCC unroll 8
-      for (int i = 0; i < NV * L; i += line) __builtin_prefetch(bk + 8 * NV * L + i);
+        for (int i = 0; i < NV * L; i += line) __builtin_prefetch(bk + 8 * NV * L + i);
+      } else {
+        __builtin_prefetch(ahead + k * line, 0, 2);
+      }
       Vec<T> bv[NV];
 #pragma GCC unroll 4
       for (int j = 0; j < NV; ++j) bv[j] = load(bk + j * L);
@@ -80,7 +86,7 @@ __attribute__((noinline)) void tile(int64_t K, const T* __restrict__ a, int64_t 
 }
 
 template <class T>
-using Tile = void (*)(int64_t, const T*, int64_t, const T*, T*);
+using Tile = void (*)(int64_t, const T*, int64_t, const T*, T*, const T*);
 
 // tiles<T, Interleaved>[NV - 1][MR - 1]; null where the registers do not suffice.
 template <class T, int MR, int NV, bool Interleaved>

@@ -55,6 +55,16 @@ def test_fewer_rows_than_threads(B, D, lengths):
     problems.check(problems.typical("GRU", T=30, B=B, D=D, lengths=lengths))
 
 
+@pytest.mark.parametrize("bare", [0, 1])
+def test_biases_in_one_direction_only(bare):
+    """The shares of the two directions then differ in size."""
+    torch.set_num_threads(8)
+    problem = problems.typical("GRU", T=6, B=17, I=24, H=24)
+    weights = list(problem.weights)
+    weights[bare] = (*weights[bare][:2], None, None, None)
+    problems.check(replace(problem, weights=tuple(weights)))
+
+
 @kinds
 def test_rows_without_steps_are_spread_over_threads(kind):
     """A share of the batch may have no step at all, and still has gradients of the weights to add: zeros."""
@@ -179,6 +189,16 @@ def test_fork_with_large_gradients():
     torch.set_num_threads(2)
     problem = problems.typical(T=40, B=20, I=100, H=16)
     assert problem.input.numel() > 2 * 32768
+    expected = problems.run(problem)
+    assert ask_child("fork", problem) == [t.flatten().tolist() for t in expected]
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork")
+def test_fork_with_features_apart():
+    """The copies that strided features need must not open a parallel region of torch's either."""
+    problem = problems.typical("GRU", T=64, B=32, I=64, H=8)
+    strided = problem.input.detach().permute(2, 1, 0).contiguous().permute(2, 1, 0).requires_grad_()
+    problem = replace(problem, input=strided)
     expected = problems.run(problem)
     assert ask_child("fork", problem) == [t.flatten().tolist() for t in expected]
 

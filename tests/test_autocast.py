@@ -1,0 +1,51 @@
+"""torch.autocast: results have torch.nn's dtypes, and their numbers are those of float32, rounded once at the end.
+
+Not here: autocast on a GPU.
+"""
+
+import compare
+import pytest
+import torch
+
+MODES = ("RNN_TANH", "RNN_RELU", "LSTM", "GRU")
+dtypes = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+
+
+def flat(results):
+    output, state = results
+    return [output, *(state if isinstance(state, tuple) else (state,))]
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("weights", [torch.float32, torch.bfloat16], ids=str)
+@dtypes
+def test_dtypes_and_numbers(mode, dtype, weights):
+    theirs, ours = compare.pair(mode, 5, 7, num_layers=2, bidirectional=True)
+    theirs.to(weights), ours.to(weights)
+    x = torch.randn(6, 3, 5, dtype=dtype)
+    with torch.autocast("cpu", torch.bfloat16):
+        expected, found = flat(theirs(x)), flat(ours(x))
+    exact = flat(ours.float()(x.float()))
+    for e, f, right in zip(expected, found, exact, strict=True):
+        assert f.dtype == e.dtype
+        # Two layers, and a rounding to 8 bits after each.
+        torch.testing.assert_close(f.float(), right, atol=2e-2, rtol=2e-2)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_gradients_reach_float32_weights(mode):
+    theirs, ours = compare.pair(mode, 5, 7, bidirectional=True)
+    x = torch.randn(6, 3, 5)
+    exact = torch.autograd.grad(ours(x)[0].square().sum(), list(ours.parameters()))
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = ours(x.bfloat16())[0].float().square().sum()
+    for found, right in zip(torch.autograd.grad(loss, list(ours.parameters())), exact, strict=True):
+        assert found.dtype == torch.float32
+        assert (found - right).abs().max() < 0.05 * right.abs().max()
+
+
+def test_float64_is_left_alone():
+    _, ours = compare.pair("GRU", 5, 7, dtype=torch.float64)
+    x = torch.randn(6, 3, 5, dtype=torch.float64)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(ours(x)[0], ours(x)[0].double()) and ours(x)[0].dtype == torch.float64
