@@ -58,7 +58,7 @@ def layer(input, h0, c0, lengths, weights, *, mode, batch_first=False):
         RuntimeError: a rank, shape, dtype or device does not fit; the message names the argument.
         ValueError: an unknown mode, or a length out of range.
     """
-    if torch.is_autocast_enabled(input.device.type) and input.dtype != torch.float64:
+    if torch._C._is_any_autocast_enabled() and _under_autocast(input):
         return _autocast_layer(input, h0, c0, lengths, weights, mode, batch_first)
     # Forward-mode AD, also inside torch.func.jvp and jacfwd: the reference has derivatives of every kind.
     if not has_kernel(input) or forward_ad._current_level >= 0:
@@ -70,6 +70,11 @@ def layer(input, h0, c0, lengths, weights, *, mode, batch_first=False):
         tensors = (input, h0, c0, lengths, *flat)
         output, h_n, c_n, _ = torch.ops.birnn_ext.layer(*tensors, mode, batch_first, False)
     return output, h_n, c_n if mode == "LSTM" else None
+
+
+def _under_autocast(input):
+    device = input.device.type  # "meta", for one, has no autocast, and asking for it is an error
+    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device) and input.dtype != torch.float64
 
 
 def _autocast_layer(input, h0, c0, lengths, weights, mode, batch_first):
