@@ -5,13 +5,13 @@ argument; `convert` and `revert` swap the layers of an existing model. Importing
 the compiled library it says so and computes with plain PyTorch.
 """
 
-from importlib.metadata import PackageNotFoundError, version
+from importlib import metadata as _metadata
 
 from .convert import convert, revert
 from .module import GRU, LSTM, RNN, BiRNN
 
 try:
-    __version__ = version("birnn-ext")
-except PackageNotFoundError:  # the source tree on the path, not installed
+    __version__ = _metadata.version("birnn-ext")
+except _metadata.PackageNotFoundError:  # the source tree on the path, not installed
     __version__ = "0+unknown"
 __all__ = ["GRU", "LSTM", "RNN", "BiRNN", "__version__", "convert", "revert"]
