@@ -103,9 +103,10 @@ def _register_fakes():
 
     def layer_fake(input, h0, c0, lengths, w_ih, w_hh, b_ih, b_hh, w_hr, *rest):
         # One meta tensor among others is enough to bring a call here; it would get uninitialised memory back.
-        for t in (h0, c0, lengths, w_ih, w_hh, b_ih, b_hh, w_hr, *rest[:5]):
+        given = (h0, c0, lengths, w_ih, w_hh, b_ih, b_hh, w_hr, *rest[:5])
+        for name, t in zip(TENSORS, given, strict=True):
             if t is not None and t.device != input.device:
-                raise RuntimeError(f"expected all tensors on {input.device}, the device of input, got one on {t.device}")
+                raise RuntimeError(f"{name}: expected device {input.device}, that of input, got {t.device}")
         w_ih_reverse, mode, batch_first, train = rest[0], *rest[-3:]
         B, T = (input.shape[0], input.shape[1]) if batch_first else (input.shape[1], input.shape[0])
         D = 1 if w_ih_reverse is None else 2
@@ -137,6 +138,9 @@ def _register_fakes():
     torch.library.register_fake("birnn_ext::layer_backward", backward_fake)
 
 
+# The tensors of the ops behind `input`, as csrc/ops.cpp names them.
+_WEIGHTS = ("w_ih", "w_hh", "b_ih", "b_hh", "w_hr")
+TENSORS = ("h0", "c0", "lengths", *_WEIGHTS, *(f"{name}_reverse" for name in _WEIGHTS))
 GATES = {"RNN_TANH": 1, "RNN_RELU": 1, "LSTM": 4, "GRU": 3}
 SAVED = {"RNN_TANH": 0, "RNN_RELU": 0, "LSTM": 5, "GRU": 4}  # values per unit and step; as in csrc/cells
 if _C is not None:

@@ -6,7 +6,8 @@
 //   name                   as in torch.nn: "RNN_TANH", "RNN_RELU", "LSTM", "GRU"
 //   gates                  G, rows of weight_ih / H, in torch's order
 //   states                 1 (h) or 2 (h and c); state 0 is the output
-//   saved                  (with two states, the last of them is s_new[1]) values per unit and step that the forward pass keeps for the backward pass
+//   saved                  values per unit and step that the forward pass keeps for the backward pass; with two states, the
+//                          last of them is s_new[1]
 //   columns                distinct gate gradients per unit; column x_column(g) is the gradient of the input side of gate g,
 //                          h_column(g) of its recurrent side. Both maps are onto consecutive columns, so that each side is
 //                          one matrix whose rows are contiguous in memory.
