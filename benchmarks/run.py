@@ -26,7 +26,7 @@ from .clock import geometric_mean, interleave, ratio, spread
 from .contenders import OURS, THEIRS, Ours, Torch
 from .peers import PEERS
 from .problem import INPUTS, draw
-from .shapes import GRID, MODES, PASSES, QUICK, Case, parse_shape
+from .shapes import GRID, MODES, PASSES, QUICK, WIDE, Case, parse_shape
 
 HEADER = (
     f"{'mode':9}{'pass':10}{'threads':>8}  {'B,T,I,H':19}{'ours ms':>10}{'torch ms':>10}"
@@ -201,6 +201,7 @@ def arguments(argv=None):
     )
     names = ", ".join(entry.name for entry in GRID)
     parser.add_argument("--shapes", nargs="+", type=shape, help=f"names ({names}) or B,T,I,H[,layers]")
+    parser.add_argument("--wide", action="store_true", help=f"{len(WIDE)} shapes drawn at random (with a fixed seed)")
     parser.add_argument("--modes", type=listed(str, MODES), help=f"out of {','.join(MODES)} (default: all)")
     parser.add_argument("--passes", type=listed(str, PASSES), default=list(PASSES), help="out of inference,training")
     parser.add_argument("--threads", type=listed(int), default=[min(2, torch.get_num_threads())], help="for example 1,2")
@@ -216,7 +217,7 @@ def arguments(argv=None):
     args = parser.parse_args(argv)
     if min(args.threads) < 1:
         parser.error(f"--threads must be at least 1, got {min(args.threads)}")
-    args.shapes = args.shapes or [entry for entry in GRID if not args.quick or entry.name in QUICK]
+    args.shapes = args.shapes or [entry for entry in WIDE if args.wide] or [entry for entry in GRID if not args.quick or entry.name in QUICK]
     args.modes = args.modes or [mode for mode in MODES if not args.quick or mode != "RNN_RELU"]
     args.budget = args.budget or (1.0 if args.quick else 4.0)
     return args

@@ -1,6 +1,7 @@
 """What is measured: shapes, modes and passes, and one case of that grid. Holds no numbers of a layer
 (problem.py) and times nothing."""
 
+import random
 from dataclasses import dataclass
 
 # mode -> (class name in torch.nn and birnn_ext, its extra arguments, gates)
@@ -43,6 +44,24 @@ GRID = (
     Shape("many_huge", 128, 50, 1024, 1024),
 )
 QUICK = ("one_small", "few_medium", "many_small")
+
+
+def sample(count=60, seed=2026, largest=6e9):
+    """`count` different shapes drawn from wide ranges, sizes between the vector widths among them: the grid on which
+    nobody tuned anything. Shapes of more than `largest` multiplications in a forward pass of a GRU are left out, since
+    a training step would take seconds."""
+    draw, found = random.Random(seed), {}
+    while len(found) < count:
+        H = draw.choice((32, 64, 100, 128, 200, 256, 300, 384, 512, 768, 1024))
+        I = draw.choice((H // 4, H, 2 * H))  # noqa: E741
+        B, T = draw.choice((1, 2, 4, 8, 16, 32, 64, 128)), draw.choice((1, 10, 50, 200, 1000))
+        shape = Shape(f"sample_{len(found)}", B, T, I, H, draw.choice((1, 1, 2, 4)))
+        if 6 * B * T * H * shape.L * (max(I, 2 * H) + H) <= largest:
+            found.setdefault(str(shape), shape)
+    return tuple(found.values())
+
+
+WIDE = sample()
 
 
 def parse_shape(text):

@@ -21,18 +21,30 @@ struct BackwardSweep {
   static constexpr bool has_c = Cell::states == 2;
   static constexpr int first_x_column = Cell::x_column(G - 1) < Cell::x_column(0) ? Cell::x_column(G - 1) : Cell::x_column(0);
   static constexpr int first_h_column = Cell::h_column(0);
+  // Columns follow the gates of a weight in their order, but may begin in the middle of them.
+  static constexpr int first_x_gate = (G - (Cell::x_column(0) - first_x_column)) % G;
+  static_assert(Cell::x_column(first_x_gate) == first_x_column && Cell::h_column(G - 1) == first_h_column + G - 1, "");
   static constexpr int wide = panel_width(1);
 
-  // W_hh, W_ih and W_hr for products from the left (their rows are the summed index); shared by all tasks of a direction.
+  // W_hh, W_ih and W_hr for products from the left (their rows are the summed index), packed or to be packed; shared by all
+  // tasks of a direction.
   struct Packed {
-    Shape ih, hh, hr;
-    T *w_ih, *w_hh, *w_hr;
+    Matrix<T> ih, hh, hr;
 
     Packed(const Backward<T>& q, Arena<T>& arena)
-        : ih{G * q.f.n.H, q.f.n.I, 1, wide}, hh{G * q.f.n.H, q.f.n.P, 1, wide}, hr{q.f.n.P, q.f.n.H, 1, wide} {
-      w_ih = q.dx[0] ? arena.take(ih.size<T>()) : nullptr;
-      w_hh = arena.take(hh.size<T>());
-      w_hr = q.f.n.projected ? arena.take(hr.size<T>()) : nullptr;
+        : ih{{G * q.f.n.H, q.f.n.I, 1, wide}, nullptr},
+          hh{{G * q.f.n.H, q.f.n.P, 1, wide}, nullptr},
+          hr{{q.f.n.P, q.f.n.H, 1, wide}, nullptr} {
+      ih.panels = q.dx[0] ? arena.take(ih.s.template size<T>()) : nullptr;
+      hh.panels = arena.take(hh.s.template size<T>());
+      hr.panels = q.f.n.projected ? arena.take(hr.s.template size<T>()) : nullptr;
+    }
+
+    void begin(const Backward<T>& q, int dir) {
+      const Weights<T>& w = q.f.w[dir];
+      ih.raw = q.dx[0] ? w.w_ih : nullptr, hh.raw = w.w_hh, hr.raw = w.w_hr;
+      // The gradient columns of the input side begin with another gate than the weight's rows do.
+      ih.shift = first_x_gate * q.f.n.H;
     }
   };
 
@@ -42,21 +54,12 @@ struct BackwardSweep {
     return arena.used;
   }
 
+  // Packs everything at once, for several tasks.
   static void pack(const Backward<T>& q, int dir, T* memory) {
     Arena<T> arena{memory};
     Packed p(q, arena);
-    const Weights<T>& w = q.f.w[dir];
-    const int64_t H = q.f.n.H;
-    for (int g = 0; g < G; ++g) {
-      const int64_t x_row = (Cell::x_column(g) - first_x_column) * H, h_row = (Cell::h_column(g) - first_h_column) * H;
-      for (int64_t u = 0; u < H; ++u) {
-        if (p.w_ih) pack_row(p.ih, x_row + u, w.w_ih + (g * H + u) * p.ih.N, p.w_ih);
-        pack_row(p.hh, h_row + u, w.w_hh + (g * H + u) * p.hh.N, p.w_hh);
-      }
-    }
-    if (p.w_hr) {
-      for (int64_t k = 0; k < p.hr.K; ++k) pack_row(p.hr, k, w.w_hr + k * p.hr.N, p.w_hr);
-    }
+    p.begin(q, dir);
+    p.ih.pack_all(), p.hh.pack_all(), p.hr.pack_all();
   }
 
   // Rows per chunk: the input rows, packed, fill half of L2; each chunk reads and writes the weight gradients once, so that
@@ -132,14 +135,19 @@ struct BackwardSweep {
 
   static Vec<T> load_or_zero(const T* p, int64_t unit, int64_t some) { return p ? load_some(p + unit, some) : Vec<T>{}; }
 
-  static void run(const Backward<T>& q, const Task& task, const Gradients<T>& out, T* packed_memory, T* scratch_memory,
-                  int64_t l2_bytes) {
+  static void run(const Backward<T>& q, const Task& task, const Gradients<T>& out, bool packed, T* packed_memory,
+                  T* scratch_memory, int64_t l2_bytes) {
     const Rows rows(q.f.lengths, q.f.n.T, task);
     const Sizes& n = q.f.n;
     const int64_t target = chunk_target(n, l2_bytes);
     Arena<T> packed_arena{packed_memory}, scratch_arena{scratch_memory};
-    const Packed w(q, packed_arena);
+    Packed w(q, packed_arena);
     const Scratch m(q, rows, target, scratch_arena);
+    if (!packed) {
+      w.begin(q, rows.dir);
+      w.ih.once = chunk_before(rows, rows.steps(), 0, target).begin == 0;
+      w.hh.once = w.hr.once = rows.steps() == 1;
+    }
 
     read_state(rows, q.dh_n, n.B, n.P, m.carry, m.ld_p);
     if (has_c) read_state(rows, q.dc_n, n.B, n.H, m.dc, m.ld_u);
@@ -156,7 +164,7 @@ struct BackwardSweep {
       const bool add = chunk.end < rows.steps();
       if (q.want_weights) weight_gradients(q, rows, chunk, out, m, act, add);
       if (q.dx[rows.dir]) {
-        product(w.ih, w.w_ih, chunk.rows, m.dg + first_x_column * n.H, m.ld_g, false,
+        product(w.ih, chunk.rows, m.dg + first_x_column * n.H, m.ld_g, false,
                 [&](int64_t first, int units, int64_t r0, int count, const T* tile) __attribute__((always_inline)) {
                   for (int r = 0; r < count; ++r) {
                     T* dx = q.dx[rows.dir] + m.dx_at[r0 + r];
@@ -172,8 +180,7 @@ struct BackwardSweep {
     finish(q, rows, out, m);
   }
 
-  static void step(const Backward<T>& q, const Rows& rows, int64_t s, int64_t act, int64_t row, const Packed& w,
-                   const Scratch& m) {
+  static void step(const Backward<T>& q, const Rows& rows, int64_t s, int64_t act, int64_t row, Packed& w, const Scratch& m) {
     const Sizes& n = q.f.n;
     T* dg = m.dg + row * m.ld_g;
     if (n.projected) unproject(q, rows, s, act, row, w, m);
@@ -199,7 +206,7 @@ struct BackwardSweep {
         if (has_c) store(m.dc + i * m.ld_u + unit, ds[1]);
       }
     }
-    product(w.hh, w.w_hh, act, dg + first_h_column * n.H, m.ld_g, s & 1,
+    product(w.hh, act, dg + first_h_column * n.H, m.ld_g, s & 1,
             [&](int64_t first, int units, int64_t r0, int count, const T* tile) __attribute__((always_inline)) {
               for (int r = 0; r < count; ++r) {
                 T* to = m.carry + (r0 + r) * m.ld_p + first * L;
@@ -209,7 +216,7 @@ struct BackwardSweep {
   }
 
   // du = (carry + dy) W_hr; keeps dq = carry + dy for dW_hr, and clears the carry, to which a projected h adds nothing.
-  static void unproject(const Backward<T>& q, const Rows& rows, int64_t s, int64_t act, int64_t row, const Packed& w,
+  static void unproject(const Backward<T>& q, const Rows& rows, int64_t s, int64_t act, int64_t row, Packed& w,
                         const Scratch& m) {
     const Sizes& n = q.f.n;
     T* dq = m.dq + row * m.ld_p;
@@ -221,7 +228,7 @@ struct BackwardSweep {
         store(carry, Vec<T>{});
       }
     }
-    product(w.hr, w.w_hr, act, dq, m.ld_p, s & 1,
+    product(w.hr, act, dq, m.ld_p, s & 1,
             [&](int64_t first, int units, int64_t r0, int count, const T* tile) __attribute__((always_inline)) {
               for (int r = 0; r < count; ++r) {
                 T* to = m.du + (r0 + r) * m.ld_u + first * L;

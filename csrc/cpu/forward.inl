@@ -19,18 +19,27 @@ struct ForwardSweep {
   static constexpr int L = lanes<T>, G = Cell::gates;
   static constexpr bool has_c = Cell::states == 2;
 
-  // W_ih, W_hh, their biases and W_hr, packed; shared by all tasks of a direction.
+  // W_ih, W_hh, their biases and W_hr, packed or to be packed; shared by all tasks of a direction.
   struct Packed {
-    Shape ih, hh, hr;
-    T *w_ih, *w_hh, *b_ih, *b_hh, *w_hr;
+    Matrix<T> ih, hh, hr;
+    T *b_ih, *b_hh;
 
     Packed(const Sizes& n, Arena<T>& arena)
-        : ih{n.I, n.H, G, panel_width(G)}, hh{n.P, n.H, G, panel_width(G)}, hr{n.H, n.P, 1, panel_width(1)} {
-      w_ih = arena.take(ih.size<T>());
-      w_hh = arena.take(hh.size<T>());
-      b_ih = arena.take(ih.row<T>());
-      b_hh = arena.take(hh.row<T>());
-      w_hr = n.projected ? arena.take(hr.size<T>()) : nullptr;
+        : ih{{n.I, n.H, G, panel_width(G)}, nullptr},
+          hh{{n.P, n.H, G, panel_width(G)}, nullptr},
+          hr{{n.H, n.P, 1, panel_width(1)}, nullptr} {
+      ih.panels = arena.take(ih.s.template size<T>());
+      hh.panels = arena.take(hh.s.template size<T>());
+      b_ih = arena.take(ih.s.template row<T>());
+      b_hh = arena.take(hh.s.template row<T>());
+      hr.panels = n.projected ? arena.take(hr.s.template size<T>()) : nullptr;
+    }
+
+    void begin(const Weights<T>& w) {
+      ih.raw = w.w_ih, hh.raw = w.w_hh, hr.raw = w.w_hr;
+      ih.by_columns = hh.by_columns = hr.by_columns = true;
+      pack_bias(ih.s, w.b_ih, b_ih);
+      pack_bias(hh.s, w.b_hh, b_hh);
     }
   };
 
@@ -40,15 +49,12 @@ struct ForwardSweep {
     return arena.used;
   }
 
+  // Packs everything at once, for several tasks.
   static void pack(const Forward<T>& f, int dir, T* memory) {
     Arena<T> arena{memory};
     Packed p(f.n, arena);
-    const Weights<T>& w = f.w[dir];
-    pack_rows(p.ih, w.w_ih, p.w_ih);
-    pack_rows(p.hh, w.w_hh, p.w_hh);
-    pack_bias(p.ih, w.b_ih, p.b_ih);
-    pack_bias(p.hh, w.b_hh, p.b_hh);
-    if (w.w_hr) pack_rows(p.hr, w.w_hr, p.w_hr);
+    p.begin(f.w[dir]);
+    p.ih.pack_all(), p.hh.pack_all(), p.hr.pack_all();
   }
 
   // Rows per chunk: input rows and pre-activations together fill a quarter of L2, which leaves room for the weights.
@@ -86,13 +92,19 @@ struct ForwardSweep {
     return f.saved + ((dir * f.n.T + t) * f.n.B + b) * Cell::saved * f.n.H;
   }
 
-  static void run(const Forward<T>& f, const Task& task, T* packed_memory, T* scratch_memory, int64_t l2_bytes) {
+  // `packed`: `pack` has been called; else the weights are packed on the way.
+  static void run(const Forward<T>& f, const Task& task, bool packed, T* packed_memory, T* scratch_memory, int64_t l2_bytes) {
     const Rows rows(f.lengths, f.n.T, task);
     const Sizes& n = f.n;
     const int64_t target = chunk_target(n, l2_bytes);
     Arena<T> packed_arena{packed_memory}, scratch_arena{scratch_memory};
-    const Packed w(n, packed_arena);
+    Packed w(n, packed_arena);
     const Scratch m(n, rows, target, scratch_arena);
+    if (!packed) {
+      w.begin(f.w[rows.dir]);
+      w.ih.once = next_chunk(rows, 0, target).end == rows.steps();
+      w.hh.once = w.hr.once = rows.steps() == 1;
+    }
     T* y = f.y + rows.dir * n.P;
 
     read_state(rows, f.h0, n.B, n.P, m.h[0], m.ld_h);
@@ -113,8 +125,7 @@ struct ForwardSweep {
     finish(f, rows, m, y);
   }
 
-  static void project(const Forward<T>& f, const Rows& rows, const Chunk& chunk, const Packed& w, const Scratch& m,
-                      int64_t act) {
+  static void project(const Forward<T>& f, const Rows& rows, const Chunk& chunk, Packed& w, const Scratch& m, int64_t act) {
     T* to = m.x;
     for (int64_t s = chunk.begin; s < chunk.end; ++s) {
       act = rows.active(s, act);
@@ -122,7 +133,7 @@ struct ForwardSweep {
         copy(to, f.x + rows.time(i, s) * f.x_t + rows.index[i] * f.x_b, f.n.I);
       }
     }
-    product(w.ih, w.w_ih, chunk.rows, m.x, m.ld_x, false,
+    product(w.ih, chunk.rows, m.x, m.ld_x, false,
             [&](int64_t first, int units, int64_t row, int count, const T* tile) __attribute__((always_inline)) {
               const int nv = units * G;
               const T* bias = w.b_ih + first * G * L;
@@ -133,8 +144,8 @@ struct ForwardSweep {
             });
   }
 
-  static void step(const Forward<T>& f, const Rows& rows, int64_t s, int64_t act, const Packed& w, const Scratch& m,
-                   const T* pre, T* y) {
+  static void step(const Forward<T>& f, const Rows& rows, int64_t s, int64_t act, Packed& w, const Scratch& m, const T* pre,
+                   T* y) {
     const Sizes& n = f.n;
     const T* h = m.h[s & 1];
     T* h_new = m.h[(s + 1) & 1];
@@ -142,7 +153,7 @@ struct ForwardSweep {
     T* u_new = n.projected ? m.u : h_new;
     const int64_t ld_u_new = n.projected ? m.ld_u : m.ld_h;
 
-    product(w.hh, w.w_hh, act, h, m.ld_h, backwards,
+    product(w.hh, act, h, m.ld_h, backwards,
             [&](int64_t first, int units, int64_t row, int count, const T* tile) __attribute__((always_inline)) {
               const int nv = units * G;
               const T* bias = w.b_hh + first * G * L;
@@ -171,7 +182,7 @@ struct ForwardSweep {
             });
 
     if (!n.projected) return;
-    product(w.hr, w.w_hr, act, m.u, m.ld_u, backwards,
+    product(w.hr, act, m.u, m.ld_u, backwards,
             [&](int64_t first, int units, int64_t row, int count, const T* tile) __attribute__((always_inline)) {
               for (int r = 0; r < count; ++r) {
                 const int64_t i = row + r;

@@ -99,20 +99,18 @@ bool worth_threads(const Sizes& n, int mode) {
   return n.T * n.B * cell_facts[mode].gates * n.H * (n.I + n.P) >= worth_a_thread;
 }
 
-// Packs the weights of each direction and runs the sweeps. `pack(d, packed)`, `sweep(task number, packed)`.
+// Runs the sweeps. With one task per direction each packs its weights itself, panel by panel; where several share them they
+// are packed first. `pack(d, memory)`, `sweep(task number, packed already, memory)`.
 template <class T, class Pack, class Sweep>
 void pack_and_sweep(const Plan& p, const Sizes& n, int64_t packed_size, bool parallel, Pack&& pack, Sweep&& sweep) {
   const at::DataPtr memory = allocate(size_t(packed_size * n.D) * sizeof(T));
   T* packed = static_cast<T*>(memory.get());
   if (p.splits == 1) {  // the usual case: one task per direction, one parallel region
-    run_tasks(n.D, parallel, [&](int64_t d) {
-      pack(int(d), packed + d * packed_size);
-      sweep(d, packed + d * packed_size);
-    });
+    run_tasks(n.D, parallel, [&](int64_t d) { sweep(d, false, packed + d * packed_size); });
     return;
   }
   run_tasks(n.D, parallel, [&](int64_t d) { pack(int(d), packed + d * packed_size); });
-  run_tasks(int64_t(p.tasks.size()), parallel, [&](int64_t i) { sweep(i, packed + p.tasks[i].dir * packed_size); });
+  run_tasks(int64_t(p.tasks.size()), parallel, [&](int64_t i) { sweep(i, true, packed + p.tasks[i].dir * packed_size); });
 }
 
 // Scratch memory of all tasks, one after the other.
@@ -136,8 +134,8 @@ void run_forward(const LayerTensors& l, const Forward<T>& f) {
   for (const Task& task : p.tasks) scratch.add(kernel.scratch_size(f, task, l2));
   scratch.allocate_all();
   pack_and_sweep<T>(
-      p, l.n, (kernel.packed_size(l.n) + 63) / 64 * 64, parallel, [&](int d, T* packed) { kernel.pack(f, d, packed); },
-      [&](int64_t i, T* packed) { kernel.run(f, p.tasks[i], packed, scratch.of(i), l2); });
+      p, l.n, (kernel.packed_size(l.n) + 63) / 64 * 64, parallel, [&](int d, T* memory) { kernel.pack(f, d, memory); },
+      [&](int64_t i, bool packed, T* memory) { kernel.run(f, p.tasks[i], packed, memory, scratch.of(i), l2); });
 }
 
 std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> layer(
@@ -234,12 +232,12 @@ void run_backward(const LayerTensors& l, const Backward<T>& q, const WeightGradi
   const at::DataPtr parts_memory = allocate(size_t(size * parts * l.n.D) * sizeof(T));
   const auto part = [&](int64_t d, int64_t k) { return static_cast<T*>(parts_memory.get()) + (d * parts + k) * size; };
   pack_and_sweep<T>(
-      p, l.n, (kernel.packed_size(q) + 63) / 64 * 64, parallel, [&](int d, T* packed) { kernel.pack(q, d, packed); },
-      [&](int64_t i, T* packed) {
+      p, l.n, (kernel.packed_size(q) + 63) / 64 * 64, parallel, [&](int d, T* memory) { kernel.pack(q, d, memory); },
+      [&](int64_t i, bool packed, T* memory) {
         const int64_t d = p.tasks[i].dir, k = i - d * p.splits;
         const Gradients<T> out =
             k == 0 ? gradients[d].template pointers<T>() : gradients[d].template pointers_into<T>(part(d, k - 1));
-        kernel.run(q, p.tasks[i], out, packed, scratch.of(i), l2);
+        kernel.run(q, p.tasks[i], out, packed, memory, scratch.of(i), l2);
       });
   if (!parts || !q.want_weights) return;
   run_tasks(p.splits, parallel, [&](int64_t k) {

@@ -1,0 +1,171 @@
+// Packing: a matrix as the micro-kernel reads it.
+//
+// The N columns of a product are hidden units (or features), in vectors of L lanes; where a product yields several gates of a
+// unit, the gates of the same L units stand side by side, so that one tile holds all that the cell equations need:
+//
+//   panel p = [K][G][units of the panel, in vectors of L]        `wide` vectors of units per panel, the last may have fewer
+//   e.g. GRU:   k=0: | r of units 0..L-1 | z of units 0..L-1 | n of units 0..L-1 |   k=1: ...
+//
+// Lanes beyond N are zero. Not here: products (panels.h).
+#pragma once
+
+#include "simd.h"
+
+namespace birnn {
+namespace BIRNN_NS {
+
+struct Shape {
+  int64_t K, N;  // N: units, not counting gates
+  int gates, wide;
+
+  template <class T>
+  int64_t vectors() const {
+    return divide_up(N, lanes<T>);
+  }
+  template <class T>
+  int64_t size() const {  // elements of the packed matrix, and K = 1: of a row of bias in the same order
+    return K * row<T>();
+  }
+  template <class T>
+  int64_t row() const {
+    return vectors<T>() * gates * lanes<T>;
+  }
+};
+
+// Vectors of units per panel: gates * wide is at most 3, or 4 where the gates alone are.
+constexpr int panel_width(int gates) { return gates >= 3 ? 1 : 3 / gates; }
+
+// Transposes L rows of L elements in registers: log2(L) rounds, each of which swaps the off-diagonal blocks of half the size.
+template <class T>
+BIRNN_INLINE void transpose(Vec<T> (&v)[lanes<T>]) {
+  constexpr int L = lanes<T>;
+  typedef typename Simd<T>::Int Int;
+#pragma GCC unroll 4
+  for (int s = 1; s < L; s *= 2) {
+    Int low, high;  // lane i of the new row comes from lane low[i] of (row, row + s) laid end to end
+#pragma GCC unroll 16
+    for (int i = 0; i < L; ++i) {
+      low[i] = i & s ? i - s + L : i;
+      high[i] = i & s ? i + L : i + s;
+    }
+#pragma GCC unroll 16
+    for (int i = 0; i < L; ++i) {
+      if (i & s) continue;
+      const Vec<T> a = v[i], b = v[i + s];
+#if defined(__clang__)
+      for (int l = 0; l < L; ++l) {
+        v[i][l] = l & s ? b[l - s] : a[l];
+        v[i + s][l] = l & s ? b[l] : a[l + s];
+      }
+#else
+      v[i] = __builtin_shuffle(a, b, low);
+      v[i + s] = __builtin_shuffle(a, b, high);
+#endif
+    }
+  }
+}
+
+// Packs the panel of `units` vectors of columns from vector `first` on, out of w [gates * N, K]: a row per column.
+// L rows are read side by side, a pattern that a processor does not foresee; but together they are one stretch of memory, and
+// so are the L rows that come next: these are fetched front to back (T = 1, H = 1024: 2 times as fast).
+template <class T>
+BIRNN_INLINE void pack_columns(const Shape& s, const T* w, int64_t first, int units, T* to) {
+  constexpr int L = lanes<T>, line = 64 / int(sizeof(T));
+  const int64_t nv = units * s.gates;
+  const auto column = [&](int64_t j) { return j / units * s.N + (first + j % units) * L; };
+  for (int64_t j = 0; j < nv; ++j) {
+    const int64_t some = smaller<int64_t>(L, s.N - (first + j % units) * L);
+    const T* from = w + column(j) * s.K;
+    const T* next = w + (j + 1 < nv ? column(j + 1) : (first + units) * L) * s.K;  // (past the end is no fault in a prefetch)
+    T* at = to + j * L;
+    for (int64_t k = 0; k < s.K; k += L, next += L * L) {
+      const int64_t ks = smaller<int64_t>(L, s.K - k);
+      Vec<T> block[L];
+      if (some == L && ks == L) {
+#pragma GCC unroll 16
+        for (int i = 0; i < L; ++i) {
+          if (i * L % line == 0) __builtin_prefetch(next + i * L, 0, 2);
+          block[i] = load(from + i * s.K + k);
+        }
+      } else {
+        for (int i = 0; i < L; ++i) block[i] = i < some ? load_some(from + i * s.K + k, ks) : Vec<T>{};
+      }
+      transpose<T>(block);
+      if (ks == L) {
+#pragma GCC unroll 16
+        for (int i = 0; i < L; ++i) store(at + (k + i) * nv * L, block[i]);
+      } else {
+        for (int i = 0; i < ks; ++i) store(at + (k + i) * nv * L, block[i]);
+      }
+    }
+  }
+}
+
+// The same out of w [K, N] (gates = 1): a row per summed index. Index k is row (k + shift) mod K.
+template <class T>
+BIRNN_INLINE void pack_summed(const Shape& s, const T* w, int64_t shift, int64_t first, int units, T* to) {
+  constexpr int L = lanes<T>;
+  for (int64_t k = 0, row = shift; k < s.K; ++k, ++row) {
+    const T* from = w + (row < s.K ? row : row - s.K) * s.N + first * L;
+    for (int j = 0; j < units; ++j) store(to + (k * units + j) * L, load_some(from + j * L, s.N - (first + j) * L));
+  }
+}
+
+// A weight, packed panel by panel as a product comes to need it: a panel is used while it is in the cache, and a weight that
+// is used only once is never written out as a whole.
+template <class T>
+struct Matrix {
+  Shape s;
+  T* panels;                // room for all panels
+  const T* raw = nullptr;   // the weight as it came, while its panels are not packed yet
+  bool by_columns = false;  // raw is [gates * N, K], else [K, N]
+  int64_t shift = 0;        // of the rows of [K, N]
+  bool once = false;        // there is one product only: the panels take turns in the place of the first
+
+  int64_t count() const { return divide_up(s.vectors<T>(), s.wide); }
+  int64_t first(int64_t panel) const { return panel * s.wide; }
+  int units(int64_t panel) const { return int(smaller<int64_t>(s.wide, s.vectors<T>() - first(panel))); }
+  T* at(int64_t panel) const { return panels + (raw && once ? 0 : first(panel) * s.gates * lanes<T> * s.K); }
+
+  void pack(int64_t panel) const {
+    if (by_columns) {
+      pack_columns(s, raw, first(panel), units(panel), at(panel));
+    } else {
+      pack_summed(s, raw, shift, first(panel), units(panel), at(panel));
+    }
+  }
+  void pack_all() {
+    for (int64_t i = 0; raw && i < count(); ++i) pack(i);
+    raw = nullptr;
+  }
+};
+
+// A bias [gates * H] in the order of a row of the packed matrix; null is zero.
+template <class T>
+BIRNN_INLINE void pack_bias(const Shape& s, const T* bias, T* to) {
+  constexpr int L = lanes<T>;
+  const int64_t vectors = s.vectors<T>();
+  for (int64_t v = 0; v < vectors; ++v) {
+    const int64_t first = v / s.wide * s.wide, units = smaller<int64_t>(s.wide, vectors - first);
+    for (int g = 0; g < s.gates; ++g) {
+      const Vec<T> b = bias ? load_some(bias + g * s.N + v * L, s.N - v * L) : Vec<T>{};
+      store(to + (first * s.gates + g * units + v - first) * L, b);
+    }
+  }
+}
+
+// Packs row `k` of a matrix whose rows are the summed index (gates = 1); null is a row of zeros. One row at a time: they lie
+// where time, batch and lengths put them.
+template <class T>
+BIRNN_INLINE void pack_row(const Shape& s, int64_t k, const T* row, T* to) {
+  constexpr int L = lanes<T>;
+  const int64_t vectors = s.vectors<T>();
+  for (int64_t v = 0; v < vectors; ++v) {
+    const int64_t first = v / s.wide * s.wide, units = smaller<int64_t>(s.wide, vectors - first);
+    const Vec<T> x = row ? load_some(row + v * L, s.N - v * L) : Vec<T>{};
+    store(to + first * L * s.K + (k * units + v - first) * L, x);
+  }
+}
+
+}  // namespace BIRNN_NS
+}  // namespace birnn
