@@ -15,57 +15,72 @@ import torch
 from . import reference
 
 # Positions in the arguments of Layer and of LayerBackward.
-LAYER_TENSORS = slice(2, 16)  # input, h0, c0, lengths, five weights of direction 0, five of direction 1
+LAYER_TENSORS = slice(5, 19)  # input, h0, c0, lengths, five weights of direction 0, five of direction 1
 BACKWARD_TENSORS = slice(0, 17)  # grad_output, grad_h_n, grad_c_n, and the same fourteen
 LENGTHS = 3  # among the fourteen
 
 
 class Layer(torch.autograd.Function):
-    """The op and its gradient: (mode, batch_first, input, h0, c0, lengths, five weights of each direction)."""
+    """The op and its gradient: (mode, batch_first, row, h_n, c_n, input, h0, c0, lengths, five weights of each
+    direction).
+
+    With h_n (and c_n, for LSTM) the final states are written to rows [row, row + D) of these, which hold the states of
+    several layers, and which come back changed in place: the gradient of a later layer's rows passes through unchanged.
+    """
 
     @staticmethod
-    def forward(mode, batch_first, *tensors):
-        return torch.ops.birnn_ext.layer(*tensors, mode, batch_first, True)
+    def forward(mode, batch_first, row, h_n, c_n, *tensors):
+        if h_n is None:
+            return torch.ops.birnn_ext.layer(*tensors, mode, batch_first, True)
+        output, saved = torch.ops.birnn_ext.layer_into(*tensors, mode, batch_first, True, h_n, c_n, row)
+        return output, h_n, c_n, saved
 
     @staticmethod
     def setup_context(ctx, inputs, outputs):
-        ctx.mode, ctx.batch_first, *tensors = inputs
+        ctx.mode, ctx.batch_first, ctx.row, h_n, c_n, *tensors = inputs
         output, _, _, saved = outputs
         ctx.save_for_backward(*tensors, output, saved)
         ctx.mark_non_differentiable(saved)
         ctx.set_materialize_grads(False)
+        ctx.inside = h_n is not None
+        if ctx.inside:
+            ctx.mark_dirty(*(states for states in (h_n, c_n) if states is not None))
 
     @staticmethod
     def backward(ctx, grad_output, grad_h_n, grad_c_n, _):
         if ctx.mode != "LSTM":
             grad_c_n = None  # c_n has no elements then
         if grad_output is None and grad_h_n is None and grad_c_n is None:
-            return (None,) * 16  # a double backward passes here, on its way to `output` and `saved`
+            return (None,) * 19  # a double backward passes here, on its way to `output` and `saved`
         needs = ctx.needs_input_grad
         *tensors, output, saved = ctx.saved_tensors
+        passed_on = (grad_h_n, grad_c_n) if ctx.inside else (None, None)
+        if ctx.inside:
+            D = 1 if tensors[9] is None else 2
+            grad_h_n, grad_c_n = (g if g is None else g[ctx.row : ctx.row + D] for g in passed_on)
         arguments = (grad_output, grad_h_n, grad_c_n, *tensors, ctx.mode, ctx.batch_first, output, saved)
-        arguments += (needs[2], any(needs[6:]))
+        arguments += (needs[5], needs[6] or needs[7], any(needs[9:]))
         if torch.is_grad_enabled() or torch._C._are_functorch_transforms_active():
             gradients = LayerBackward.apply(*arguments)
         else:
             gradients = torch.ops.birnn_ext.layer_backward(*arguments)
         grad_input, grad_h0, grad_c0, *grad_weights = gradients
-        gradients = (None, None, grad_input, grad_h0, grad_c0, None, *grad_weights)
-        return tuple(g if need else None for g, need in zip(gradients, needs, strict=True))
+        gradients = (None, None, None, *passed_on, grad_input, grad_h0, grad_c0, None, *grad_weights)
+        return tuple([g if need else None for g, need in zip(gradients, needs, strict=True)])
 
     @staticmethod
-    def vmap(info, in_dims, mode, batch_first, *tensors):
+    def vmap(info, in_dims, mode, batch_first, row, h_n, c_n, *tensors):
         dims = in_dims[LAYER_TENSORS]
         if any(d is not None for d in dims[4:]):
-            results = _per_sample(info, in_dims, (mode, batch_first, *tensors), Layer.apply)
+            results = _per_sample(info, in_dims, (mode, batch_first, 0, None, None, *tensors), Layer.apply)
             return results, (0, 0, 0, 0)
         n = info.batch_size
-        row = 0 if batch_first else 1  # where the batch dimension is in input and output
-        input, h0, c0, lengths = (_fold(t, d, n, at) for t, d, at in zip(tensors[:4], dims[:4], (row, 1, 1, 0), strict=True))
-        output, h_n, c_n, saved = Layer.apply(mode, batch_first, input, h0, c0, lengths, *tensors[4:])
+        at = 0 if batch_first else 1  # where the batch dimension is in input and output
+        input, h0, c0, lengths = (_fold(t, d, n, i) for t, d, i in zip(tensors[:4], dims[:4], (at, 1, 1, 0), strict=True))
+        output, h_n, c_n, saved = Layer.apply(mode, batch_first, 0, None, None, input, h0, c0, lengths, *tensors[4:])
         c_n, c_dim = (_unfold(c_n, n, 1), 1) if mode == "LSTM" else (c_n, None)
-        results = _unfold(output, n, row), _unfold(h_n, n, 1), c_n, _unfold(saved, n, 2)
-        return results, (row, 1, c_dim, 2)
+        results = _unfold(output, n, at), _unfold(h_n, n, 1), c_n, _unfold(saved, n, 2)
+        return results, (at, 1, c_dim, 2)
 
 
 class LayerBackward(torch.autograd.Function):
@@ -80,7 +95,7 @@ class LayerBackward(torch.autograd.Function):
         # `output` and `saved` are functions of the seventeen tensors, which alone are differentiated.
         ctx.save_for_backward(*inputs[BACKWARD_TENSORS])
         ctx.mode, ctx.batch_first = inputs[17:19]
-        ctx.need_input, ctx.need_weights = inputs[21:23]
+        ctx.need_input, ctx.need_state, ctx.need_weights = inputs[21:24]
         ctx.set_materialize_grads(False)
 
     @staticmethod
@@ -88,17 +103,17 @@ class LayerBackward(torch.autograd.Function):
         tensors = ctx.saved_tensors
         gradients, wanted = _reference_gradients(ctx, [g is not None for g in grad_gradients])
         if not wanted:
-            return (None,) * 23
+            return (None,) * 24
         watched = _watched(tensors, 3 + LENGTHS)
         _, pullback = torch.func.vjp(lambda *values: gradients(*_put(tensors, watched, values)), *(tensors[i] for i in watched))
-        result = [None] * 23
+        result = [None] * 24
         for i, g in zip(watched, pullback(tuple(grad_gradients[i] for i in wanted)), strict=True):
             result[i] = g
         return tuple(result)
 
     @staticmethod
     def vmap(info, in_dims, *arguments):
-        *_, need_input, need_weights = arguments
+        *_, need_input, need_state, need_weights = arguments
         mode, batch_first = arguments[17:19]
         if need_weights or any(d is not None for d in in_dims[7:17]):
             return _per_sample(info, in_dims, arguments, LayerBackward.apply), (0,) * 13
@@ -109,8 +124,8 @@ class LayerBackward(torch.autograd.Function):
         for i, at in fold_at.items():
             folded[i] = _fold(arguments[i], in_dims[i], n, at)
         grad_input, grad_h0, grad_c0, *rest = LayerBackward.apply(*folded)
-        results = [(grad_input, row) if need_input else (grad_input, None), (grad_h0, 1)]
-        results.append((grad_c0, 1) if mode == "LSTM" else (grad_c0, None))
+        results = [(grad_input, row if need_input else None), (grad_h0, 1 if need_state else None)]
+        results.append((grad_c0, 1 if need_state and mode == "LSTM" else None))
         values = [t if at is None else _unfold(t, n, at) for t, at in results]
         return (*values, *rest), (*(at for _, at in results), *(None,) * len(rest))
 
@@ -138,7 +153,7 @@ def _reference_gradients(ctx, asked):
     """
     tensors = ctx.saved_tensors
     position = [3, 4, 5, *range(7, 17)]  # of the tensor that gradient i belongs to
-    needed = [ctx.need_input, True, True, *[ctx.need_weights] * 10]
+    needed = [ctx.need_input, ctx.need_state, ctx.need_state, *[ctx.need_weights] * 10]
     wanted = [i for i in range(13) if asked[i] and needed[i] and tensors[position[i]] is not None]
     lengths, mode, batch_first = tensors[3 + LENGTHS], ctx.mode, ctx.batch_first
 

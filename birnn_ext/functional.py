@@ -4,6 +4,8 @@ It knows neither modules nor argument errors (`birnn_ext.module`), nor how a lay
 (`birnn_ext.ops`).
 """
 
+from contextlib import nullcontext
+
 import torch
 from torch.nn.functional import dropout as drop
 
@@ -28,6 +30,19 @@ def birnn(input, hx, lengths, weights, *, mode, batch_first=False, dropout=0.0, 
 
     Source: torch.nn.RNN, GRU and LSTM in PyTorch 2.13.
     """
+    dtype = ops.converted(input, mode)
+    if dtype is None:
+        return _stack(input, hx, lengths, weights, mode, batch_first, dropout if training else 0.0)
+
+    def widen(t):  # also a tuple of tensors, or None
+        return tuple(map(widen, t)) if isinstance(t, (tuple, list)) else t if t is None else t.float()
+
+    with torch.autocast(input.device.type, enabled=False) if torch._C._is_any_autocast_enabled() else nullcontext():
+        results = _stack(widen(input), widen(hx), lengths, widen(weights), mode, batch_first, dropout if training else 0.0)
+        return tuple(r if r is None else r.to(dtype) for r in results)
+
+
+def _stack(input, hx, lengths, weights, mode, batch_first, dropout):
     h0, c0 = hx if mode == "LSTM" and hx is not None else (hx, None)
     if len(weights) == 1:
         return ops.layer(input, h0, c0, lengths, weights[0], mode=mode, batch_first=batch_first)
@@ -35,11 +50,27 @@ def birnn(input, hx, lengths, weights, *, mode, batch_first=False, dropout=0.0, 
     none = (None,) * len(weights)
     h0 = none if h0 is None else h0.split(D)
     c0 = none if c0 is None else c0.split(D)
-    h_n, c_n = [], []
+    # In eager mode each layer writes its final states to their place among those of all layers.
+    in_place = ops.in_place(input)
+    h_n, c_n = _room_for_states(input.size(0 if batch_first else 1), weights, mode, input) if in_place else ([], [])
     for layer, directions in enumerate(weights):
-        if layer > 0 and training and dropout > 0:
+        if layer > 0 and dropout > 0:
             input = drop(input, dropout)
-        input, h, c = ops.layer(input, h0[layer], c0[layer], lengths, directions, mode=mode, batch_first=batch_first)
-        h_n.append(h)
-        c_n.append(c)
-    return input, torch.cat(h_n), torch.cat(c_n) if mode == "LSTM" else None
+        states = (layer * D, h_n, c_n) if in_place else None
+        input, h, c = ops.layer(
+            input, h0[layer], c0[layer], lengths, directions, mode=mode, batch_first=batch_first, states=states
+        )
+        if in_place:
+            h_n, c_n = h, c
+        else:
+            h_n.append(h)
+            c_n.append(c)
+    return (input, h_n, c_n) if in_place else (input, torch.cat(h_n), torch.cat(c_n) if mode == "LSTM" else None)
+
+
+def _room_for_states(B, weights, mode, like):
+    """h_n [L*D, B, P] and, for LSTM, c_n [L*D, B, H], uninitialised."""
+    _, w_hh, _, _, w_hr = weights[0][0]
+    rows = len(weights) * len(weights[0])
+    h_n = like.new_empty(rows, B, w_hh.size(1))
+    return h_n, like.new_empty(rows, B, (w_hh if w_hr is None else w_hr).size(1)) if mode == "LSTM" else None

@@ -28,6 +28,7 @@ except ImportError as error:
 
 KERNEL_DEVICES = ("cpu", "meta")
 KERNEL_DTYPES = (torch.float32, torch.float64)
+HALVES = (torch.float16, torch.bfloat16)
 _NO_WEIGHTS = (None,) * 5
 
 
@@ -36,7 +37,20 @@ def has_kernel(input):
     return _C is not None and input.device.type in KERNEL_DEVICES and input.dtype in KERNEL_DTYPES
 
 
-def layer(input, h0, c0, lengths, weights, *, mode, batch_first=False):
+def in_place(input):
+    """Whether `layer` may be given `states`: eager mode with a kernel. Compilers, tracers and transforms want functions
+    without side effects."""
+    return (
+        has_kernel(input)
+        and forward_ad._current_level < 0
+        and not torch.compiler.is_compiling()
+        and not torch._C._are_functorch_transforms_active()
+        and torch._C._get_tracing_state() is None
+        and torch._C._len_torch_dispatch_stack() == 0
+    )
+
+
+def layer(input, h0, c0, lengths, weights, *, mode, batch_first=False, states=None):
     """One recurrent layer with all its directions, differentiable any number of times.
 
     Args:
@@ -49,44 +63,44 @@ def layer(input, h0, c0, lengths, weights, *, mode, batch_first=False):
             None, w_hr [P, H] or None), in torch.nn's layout.
         mode: "RNN_TANH", "RNN_RELU", "LSTM" or "GRU".
         batch_first: whether input and output have the batch dimension first.
+        states: None, or (row, h_n [L*D, B, P], c_n [L*D, B, H] or None), contiguous: the final states are written to rows
+            [row, row + D). Only where `in_place` allows it.
 
     Returns:
         output [T, B, D*P] ([B, T, D*P]), forward direction first, zero beyond the lengths; h_n [D, B, P];
-        c_n [D, B, H] for LSTM, else None.
+        c_n [D, B, H] for LSTM, else None. With `states` these two, changed in place.
 
     Raises:
         RuntimeError: a rank, shape, dtype or device does not fit; the message names the argument.
         ValueError: an unknown mode, or a length out of range.
     """
-    if torch._C._is_any_autocast_enabled() and _under_autocast(input):
-        return _autocast_layer(input, h0, c0, lengths, weights, mode, batch_first)
     # Forward-mode AD, also inside torch.func.jvp and jacfwd: the reference has derivatives of every kind.
     if not has_kernel(input) or forward_ad._current_level >= 0:
         return reference.layer(input, h0, c0, lengths, weights, mode=mode, batch_first=batch_first)
     flat = weights[0] + (weights[1] if len(weights) == 2 else _NO_WEIGHTS)
+    row, h_n, c_n = states or (0, None, None)
     if _differentiable(input, h0, c0, *flat):
-        output, h_n, c_n, _ = Layer.apply(mode, batch_first, input, h0, c0, lengths, *flat)
+        output, h_n, c_n, _ = Layer.apply(mode, batch_first, row, h_n, c_n, input, h0, c0, lengths, *flat)
+    elif states:
+        output, _ = torch.ops.birnn_ext.layer_into(input, h0, c0, lengths, *flat, mode, batch_first, False, h_n, c_n, row)
     else:
-        tensors = (input, h0, c0, lengths, *flat)
-        output, h_n, c_n, _ = torch.ops.birnn_ext.layer(*tensors, mode, batch_first, False)
+        output, h_n, c_n, _ = torch.ops.birnn_ext.layer(input, h0, c0, lengths, *flat, mode, batch_first, False)
     return output, h_n, c_n if mode == "LSTM" else None
 
 
-def _under_autocast(input):
-    device = input.device.type  # "meta", for one, has no autocast, and asking for it is an error
-    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device) and input.dtype != torch.float64
+def converted(input, mode):
+    """The dtype of the results where a stack of layers is computed in float32 although its tensors are not: under
+    torch.autocast, and for halves on the CPU. Else None.
 
-
-def _autocast_layer(input, h0, c0, lengths, weights, mode, batch_first):
-    """The layer under torch.autocast: computed in float32, with results of the dtype that torch.nn's have there."""
+    The dtypes are those that torch.nn has: autocast on the CPU does not know GRU (as of torch 2.13), whose results are
+    then of the dtype of its input.
+    """
     device = input.device.type
-    # As of torch 2.13: autocast on the CPU does not know GRU, whose results are then of the dtype of its input.
-    dtype = input.dtype if mode == "GRU" and device == "cpu" else torch.get_autocast_dtype(device)
-    input, h0, c0 = (t if t is None else t.float() for t in (input, h0, c0))
-    weights = tuple(tuple(w if w is None else w.float() for w in direction) for direction in weights)
-    with torch.autocast(device, enabled=False):
-        results = layer(input, h0, c0, lengths, weights, mode=mode, batch_first=batch_first)
-    return tuple(r if r is None else r.to(dtype) for r in results)
+    # "meta", for one, has no autocast, and asking for it is an error.
+    if torch._C._is_any_autocast_enabled() and torch.amp.is_autocast_available(device):
+        if torch.is_autocast_enabled(device) and input.dtype != torch.float64:
+            return input.dtype if mode == "GRU" and device == "cpu" else torch.get_autocast_dtype(device)
+    return input.dtype if input.dtype in HALVES and device in KERNEL_DEVICES else None
 
 
 def _differentiable(*tensors):
@@ -101,7 +115,7 @@ def _differentiable(*tensors):
 def _register_fakes():
     """Shapes of the results, for tensors without data: torch.compile, torch.export, the meta device."""
 
-    def layer_fake(input, h0, c0, lengths, w_ih, w_hh, b_ih, b_hh, w_hr, *rest):
+    def layer_fake(input, h0, c0, lengths, w_ih, w_hh, b_ih, b_hh, w_hr, *rest, into=False):
         # One meta tensor among others is enough to bring a call here; it would get uninitialised memory back.
         given = (h0, c0, lengths, w_ih, w_hh, b_ih, b_hh, w_hr, *rest[:5])
         for name, t in zip(TENSORS, given, strict=True):
@@ -113,20 +127,25 @@ def _register_fakes():
         H = w_ih.shape[0] // GATES[mode]
         P = H if w_hr is None else w_hr.shape[0]
         output = input.new_empty((B, T, D * P) if batch_first else (T, B, D * P))
+        saved = input.new_empty((D, T, B, SAVED[mode], H) if train else (0,))
+        if into:
+            return output, saved
         h_n = input.new_empty((D, B, P))
         c_n = input.new_empty((D, B, H) if mode == "LSTM" else (0,))
-        saved = input.new_empty((D, T, B, SAVED[mode], H) if train else (0,))
         return output, h_n, c_n, saved
 
+    def layer_into_fake(*arguments):
+        return layer_fake(*arguments[:-3], into=True)
+
     def backward_fake(grad_output, grad_h_n, grad_c_n, input, h0, c0, lengths, *rest):
-        weights, (mode, batch_first), (need_input, need_weights) = rest[:10], rest[10:12], rest[-2:]
+        weights, (mode, batch_first), (need_input, need_state, need_weights) = rest[:10], rest[10:12], rest[-3:]
         B = input.shape[0] if batch_first else input.shape[1]
         D = 1 if weights[5] is None else 2
         H = weights[0].shape[0] // GATES[mode]
         P = H if weights[4] is None else weights[4].shape[0]
         grad_input = input.new_empty(input.shape if need_input else (0,))
-        grad_h0 = input.new_empty((D, B, P))
-        grad_c0 = input.new_empty((D, B, H) if mode == "LSTM" else (0,))
+        grad_h0 = input.new_empty((D, B, P) if need_state else (0,))
+        grad_c0 = input.new_empty((D, B, H) if need_state and mode == "LSTM" else (0,))
         return (
             grad_input,
             grad_h0,
@@ -135,6 +154,7 @@ def _register_fakes():
         )
 
     torch.library.register_fake("birnn_ext::layer", layer_fake)
+    torch.library.register_fake("birnn_ext::layer_into", layer_into_fake)
     torch.library.register_fake("birnn_ext::layer_backward", backward_fake)
 
 

@@ -64,7 +64,7 @@ struct Backward {
   const T* dc_n;  // [D, B, H] or null for zeros
   T* dx[2];       // one per direction, [T, B, I], strides dx_t, dx_b, or null: not wanted
   int64_t dx_t, dx_b;
-  T* dh0;  // [D, B, P]
+  T* dh0;  // [D, B, P] or null: not wanted, nor is dc0
   T* dc0;  // [D, B, H] or null
   bool want_weights;
 };

@@ -42,12 +42,7 @@ constexpr const char* w_hr_name[] = {"w_hr", "w_hr_reverse"};
 
 }  // namespace
 
-LayerTensors check_layer(const at::Tensor& input, const OptionalTensor& h0, const OptionalTensor& c0,
-                         const OptionalTensor& lengths, const at::Tensor& w_ih, const at::Tensor& w_hh,
-                         const OptionalTensor& b_ih, const OptionalTensor& b_hh, const OptionalTensor& w_hr,
-                         const OptionalTensor& w_ih_reverse, const OptionalTensor& w_hh_reverse,
-                         const OptionalTensor& b_ih_reverse, const OptionalTensor& b_hh_reverse,
-                         const OptionalTensor& w_hr_reverse, std::string_view mode, bool batch_first) {
+LayerTensors check_layer(BIRNN_LAYER_ARGUMENTS) {
   LayerTensors l;
   l.mode = mode_of(mode);
   l.batch_first = batch_first;
@@ -109,6 +104,17 @@ std::vector<int64_t> output_shape(const LayerTensors& l) {
 
 std::vector<int64_t> saved_shape(const LayerTensors& l) { return {l.n.D, l.n.T, l.n.B, cell_facts[l.mode].saved, l.n.H}; }
 
+void check_into(const LayerTensors& l, const at::Tensor& h_n, const at::Tensor& c_n, int64_t row) {
+  const Sizes& n = l.n;
+  TORCH_CHECK(c_n.defined() == (l.mode == LSTM), "c_n: expected a tensor with mode LSTM and None else, got ",
+              c_n.defined() ? "a tensor" : "None", " with mode ", cell_facts[l.mode].name);
+  TORCH_CHECK(h_n.dim() == 3 && row >= 0 && row + n.D <= h_n.size(0), "h_n: expected shape [rows, ", n.B, ", ", n.P,
+              "] with at least ", n.D, " rows from row ", row, " on, got ", h_n.sizes());
+  check_tensor("h_n", h_n, {h_n.size(0), n.B, n.P}, l.input);
+  check_if_given("c_n", c_n, {h_n.size(0), n.B, n.H}, l.input);
+  TORCH_CHECK(h_n.is_contiguous() && (!c_n.defined() || c_n.is_contiguous()), "h_n, c_n: expected contiguous tensors");
+}
+
 void check_backward(const LayerTensors& l, const at::Tensor& grad_output, const at::Tensor& grad_h_n,
                     const at::Tensor& grad_c_n, const at::Tensor& output, const at::Tensor& saved) {
   const Sizes& n = l.n;
@@ -123,16 +129,22 @@ void check_backward(const LayerTensors& l, const at::Tensor& grad_output, const 
 
 }  // namespace birnn
 
-#define BIRNN_LAYER_SCHEMA                                                                                         \
-  "Tensor input, Tensor? h0, Tensor? c0, Tensor? lengths, "                                                        \
-  "Tensor w_ih, Tensor w_hh, Tensor? b_ih, Tensor? b_hh, Tensor? w_hr, "                                           \
-  "Tensor? w_ih_reverse, Tensor? w_hh_reverse, Tensor? b_ih_reverse, Tensor? b_hh_reverse, Tensor? w_hr_reverse, " \
-  "str mode, bool batch_first"
+#define BIRNN_TENSORS_SCHEMA                                             \
+  "Tensor input, Tensor? h0, Tensor? c0, Tensor? lengths, "              \
+  "Tensor w_ih, Tensor w_hh, Tensor? b_ih, Tensor? b_hh, Tensor? w_hr, " \
+  "Tensor? w_ih_reverse, Tensor? w_hh_reverse, Tensor? b_ih_reverse, Tensor? b_hh_reverse, Tensor? w_hr_reverse, "
+#define BIRNN_LAYER_SCHEMA BIRNN_TENSORS_SCHEMA "str mode, bool batch_first"
 
 TORCH_LIBRARY(birnn_ext, m) {
   m.def("layer(" BIRNN_LAYER_SCHEMA ", bool train) -> (Tensor output, Tensor h_n, Tensor c_n, Tensor saved)");
+  // The same with the final states written to rows [row, row + D) of tensors that hold those of several layers.
+  // (cell_mode: torch's functionalization of such ops has a parameter `mode` of its own, as of 2.13.)
+  m.def("layer_into(" BIRNN_TENSORS_SCHEMA
+        "str cell_mode, bool batch_first, bool train, Tensor(a!) h_n, Tensor(b!)? c_n, int row) -> (Tensor output, Tensor "
+        "saved)");
   m.def("layer_backward(Tensor? grad_output, Tensor? grad_h_n, Tensor? grad_c_n, " BIRNN_LAYER_SCHEMA
-        ", Tensor output, Tensor saved, bool need_input, bool need_weights) -> (Tensor grad_input, Tensor grad_h0, "
+        ", Tensor output, Tensor saved, bool need_input, bool need_state, bool need_weights) -> (Tensor grad_input, Tensor "
+        "grad_h0, "
         "Tensor grad_c0, "
         "Tensor grad_w_ih, Tensor grad_w_hh, Tensor grad_b_ih, Tensor grad_b_hh, Tensor grad_w_hr, "
         "Tensor grad_w_ih_reverse, Tensor grad_w_hh_reverse, Tensor grad_b_ih_reverse, Tensor grad_b_hh_reverse, "

@@ -21,13 +21,22 @@ struct LayerTensors {
   Sizes n;
 };
 
+// The arguments that all ops have in common, as C++ parameters and as values.
+#define BIRNN_LAYER_ARGUMENTS                                                                                     \
+  const at::Tensor &input, const OptionalTensor &h0, const OptionalTensor &c0, const OptionalTensor &lengths,     \
+      const at::Tensor &w_ih, const at::Tensor &w_hh, const OptionalTensor &b_ih, const OptionalTensor &b_hh,     \
+      const OptionalTensor &w_hr, const OptionalTensor &w_ih_reverse, const OptionalTensor &w_hh_reverse,         \
+      const OptionalTensor &b_ih_reverse, const OptionalTensor &b_hh_reverse, const OptionalTensor &w_hr_reverse, \
+      std::string_view mode, bool batch_first
+#define BIRNN_LAYER_VALUES                                                                                                    \
+  input, h0, c0, lengths, w_ih, w_hh, b_ih, b_hh, w_hr, w_ih_reverse, w_hh_reverse, b_ih_reverse, b_hh_reverse, w_hr_reverse, \
+      mode, batch_first
+
 // Throws (naming the argument, what came, what was expected) unless every rank, size, dtype and device fits.
-LayerTensors check_layer(const at::Tensor& input, const OptionalTensor& h0, const OptionalTensor& c0,
-                         const OptionalTensor& lengths, const at::Tensor& w_ih, const at::Tensor& w_hh,
-                         const OptionalTensor& b_ih, const OptionalTensor& b_hh, const OptionalTensor& w_hr,
-                         const OptionalTensor& w_ih_reverse, const OptionalTensor& w_hh_reverse,
-                         const OptionalTensor& b_ih_reverse, const OptionalTensor& b_hh_reverse,
-                         const OptionalTensor& w_hr_reverse, std::string_view mode, bool batch_first);
+LayerTensors check_layer(BIRNN_LAYER_ARGUMENTS);
+
+// As check_layer, for the tensors that layer_into writes the final states to, from row `row` on.
+void check_into(const LayerTensors& layer, const at::Tensor& h_n, const at::Tensor& c_n, int64_t row);
 
 // As check_layer, for what the backward op gets besides.
 void check_backward(const LayerTensors& layer, const at::Tensor& grad_output, const at::Tensor& grad_h_n,

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from birnn_ext import functional
+from birnn_ext import functional, ops
 
 T, B, I, H = 5, 3, 4, 6  # noqa: E741
 
@@ -94,3 +94,44 @@ def test_dropout_scales_what_is_left():
     kept = output[..., :I]
     assert kept.unique().tolist() == pytest.approx([0.0, 1 / 0.75])
     assert (kept == 0).float().mean().item() == pytest.approx(0.25, abs=0.03)
+
+
+@pytest.mark.parametrize("frozen", [False, True], ids=["all", "first_layer_frozen"])
+@pytest.mark.parametrize("mode", grids.MODES)
+def test_states_written_in_place_are_those_that_are_joined(monkeypatch, mode, frozen):
+    """Values, gradients and second derivatives of both ways; eager mode takes the first, compilers the second."""
+    torch_stack, _ = stack(mode, 3, dtype=torch.float64)
+    _, ours = compare.pair(mode, I, H, 3, bidirectional=True, dtype=torch.float64)
+    ours.load_state_dict(torch_stack.state_dict())
+    for name, weight in ours.named_parameters():
+        weight.requires_grad_(not (frozen and "_l0" in name))
+    leaves = [w for w in ours.parameters() if w.requires_grad]
+    x, hx = torch.randn(T, B, I, dtype=torch.float64), compare.states(ours, B)
+    used = [torch.randn_like(t) for t in compare.tensors(ours(x, hx))]
+
+    def everything():
+        results = compare.tensors(ours(x, hx))
+        loss = sum((r * u).sum() for r, u in zip(results, used, strict=True))
+        gradients = torch.autograd.grad(loss, leaves, create_graph=True)
+        second = torch.autograd.grad(sum(g.square().sum() for g in gradients), leaves)
+        only_states = torch.autograd.grad(sum(r.sum() for r in compare.tensors(ours(x, hx))[1:]), leaves, allow_unused=True)
+        return [*results, *gradients, *second, *only_states]
+
+    in_place = everything()
+    called = []
+    monkeypatch.setattr(ops, "in_place", lambda input: called.append(1))
+    joined = everything()
+    assert called
+    for a, b in zip(in_place, joined, strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-12)
+
+
+def test_the_states_of_several_layers_are_one_tensor_that_no_layer_shares():
+    _, run = stack("LSTM", 3)
+    x = torch.randn(T, B, I)
+    with torch.no_grad():
+        _, (h_n, c_n) = run(x)
+        _, (again, _) = run(x)
+    assert h_n.is_contiguous() and c_n.is_contiguous() and h_n.data_ptr() != again.data_ptr()
+    output, (h_n, c_n) = run(x)
+    (h_n[0].sum() + c_n[-1].sum() + output.sum()).backward()

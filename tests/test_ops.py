@@ -16,6 +16,7 @@ from birnn_ext import ops
 
 pytest.importorskip("birnn_ext._C", reason="birnn_ext._C is not built: python setup.py build_ext --inplace")
 op, op_backward = torch.ops.birnn_ext.layer, torch.ops.birnn_ext.layer_backward
+op_into = torch.ops.birnn_ext.layer_into
 kinds = pytest.mark.parametrize("kind", problems.KINDS)
 
 CONFIGURATIONS = {
@@ -32,10 +33,10 @@ def small(kind="GRU", **options):
     return problems.small(kind, **options).detach()
 
 
-def backward_arguments(problem, need_input=True, need_weights=True):
+def backward_arguments(problem, need_input=True, need_weights=True, need_state=True):
     output, *_, saved = op(*problem.op_arguments(), True)
     cotangents = (*problem.cotangents, None)[:3]
-    return [*cotangents, *problem.op_arguments(), output, saved, need_input, need_weights]
+    return [*cotangents, *problem.op_arguments(), output, saved, need_input, need_state, need_weights]
 
 
 # ---- what torch itself checks of an op ----
@@ -52,7 +53,7 @@ def test_opcheck(kind, name):
 @kinds
 def test_opcheck_backward(kind, name):
     problem = small(kind, **CONFIGURATIONS[name])
-    needs = {"one_direction": (False, True), "bare": (True, False)}.get(name, (True, True))
+    needs = {"one_direction": (False, True), "bare": (True, False), "lengths": (True, True, False)}.get(name, (True, True))
     torch.library.opcheck(op_backward.default, backward_arguments(problem, *needs))
 
 
@@ -65,16 +66,61 @@ def test_meta_tensors_have_the_shapes_of_real_ones(kind, batch_first, D):
     for train in (False, True):
         real, fake = op(*problem.op_arguments(), train), op(*meta.op_arguments(), train)
         assert [(t.shape, t.stride()) for t in real] == [(t.shape, t.stride()) for t in fake]
-    for needs in ((True, True), (False, True), (True, False)):
+    for needs in ((True, True), (False, True), (True, False), (True, True, False)):
         real, fake = (op_backward(*backward_arguments(p, *needs)) for p in (problem, meta))
         assert [t.shape for t in real] == [t.shape for t in fake]
+
+
+def into_arguments(problem, row=0, rows=None):
+    """Those of layer_into, with room for `rows` rows of states, filled with NaN."""
+    *_, h_n, c_n, _ = op(*problem.op_arguments(), False)
+    room = [s.new_full((rows or row + s.size(0), *s.shape[1:]), torch.nan) if s.numel() else None for s in (h_n, c_n)]
+    return [*problem.op_arguments(), True, *room, row]
+
+
+@configurations
+@kinds
+def test_opcheck_into(kind, name):
+    arguments = into_arguments(small(kind, **CONFIGURATIONS[name]), row=1, rows=4)
+    for states in arguments[-3:-1]:
+        if states is not None:
+            states.zero_()  # opcheck takes NaN for unequal to itself
+    torch.library.opcheck(op_into.default, arguments)
+
+
+@pytest.mark.parametrize("row", [0, 3])
+@kinds
+def test_into_writes_its_rows_and_no_others(kind, row):
+    problem = small(kind)
+    *_, h_n, c_n, row = arguments = into_arguments(problem, row, rows=7)
+    output, saved = op_into(*arguments)
+    expected = op(*problem.op_arguments(), True)
+    assert torch.equal(output, expected[0]) and torch.equal(saved, expected[3])
+    for states, wanted in ((h_n, expected[1]), (c_n, expected[2])):
+        if states is not None:
+            assert torch.equal(states[row : row + 2], wanted)
+            states[row : row + 2] = torch.nan
+            assert states.isnan().all()
+
+
+def test_gradients_that_are_not_needed_are_left_out():
+    problem = small("LSTM")
+    everything = op_backward(*backward_arguments(problem))
+    for needs, left_out in (
+        ({"need_input": False}, [0]),
+        ({"need_state": False}, [1, 2]),
+        ({"need_weights": False}, range(3, 13)),
+    ):
+        some = op_backward(*backward_arguments(problem, **needs))
+        for i, (a, b) in enumerate(zip(some, everything, strict=True)):
+            assert a.numel() == 0 if i in left_out else torch.equal(a, b)
 
 
 # ---- wrong arguments: (problem, position or name of the argument, what to put there, what the message says) ----
 
 NAMES = ["input", "h0", "c0", "lengths", "w_ih", "w_hh", "b_ih", "b_hh", "w_hr"]
 NAMES += [f"{w}_reverse" for w in NAMES[4:]] + ["mode", "batch_first"]
-BACKWARD_NAMES = ["grad_output", "grad_h_n", "grad_c_n", *NAMES, "output", "saved", "need_input", "need_weights"]
+BACKWARD_NAMES = ["grad_output", "grad_h_n", "grad_c_n", *NAMES, "output", "saved", "need_input", "need_state", "need_weights"]
 Z, LONG = torch.zeros, torch.int64
 WRONG = [
     ("GRU", "mode", "gru", "mode: expected one of RNN_TANH, RNN_RELU, LSTM, GRU, got 'gru'"),
@@ -124,6 +170,17 @@ WRONG_BACKWARD = [
     ("GRU", "saved", Z(0), "saved: expected shape"),
     ("GRU", "input", Z(3, 2, 6), "w_ih: expected shape"),
 ]
+WRONG_INTO = [  # (problem, name, what to put there, what the message says)
+    ("GRU", "row", 1, r"h_n: expected shape \[rows, 2, 5\] with at least 2 rows from row 1 on, got \[2, 2, 5\]"),
+    ("GRU", "row", -1, "h_n: expected shape"),
+    ("GRU", "h_n", Z(2, 2, 4), r"h_n: expected shape \[2, 2, 5\], got \[2, 2, 4\]"),
+    ("GRU", "h_n", Z(2, 2), "h_n: expected shape"),
+    ("GRU", "h_n", Z(2, 2, 5).double(), "h_n: expected dtype Float, that of input, got Double"),
+    ("GRU", "h_n", Z(2, 5, 2).transpose(1, 2), "h_n, c_n: expected contiguous tensors"),
+    ("GRU", "c_n", Z(2, 2, 5), "c_n: expected a tensor with mode LSTM and None else, got a tensor with mode GRU"),
+    ("LSTM", "c_n", None, "c_n: expected a tensor with mode LSTM and None else, got None with mode LSTM"),
+    ("LSTM", "c_n", Z(4, 2, 5), r"c_n: expected shape \[2, 2, 5\], got \[4, 2, 5\]"),
+]
 
 
 wrong = "kind, name, value, message"
@@ -145,6 +202,14 @@ def test_wrong_arguments_of_the_backward_op_are_named(kind, name, value, message
         op_backward(*arguments)
 
 
+@pytest.mark.parametrize(wrong, WRONG_INTO, ids=[f"{case[1]}-{i}" for i, case in enumerate(WRONG_INTO)])
+def test_wrong_arguments_of_the_op_into_are_named(kind, name, value, message):
+    arguments = into_arguments(small(kind))
+    arguments[[*NAMES, "train", "h_n", "c_n", "row"].index(name)] = value
+    with pytest.raises(RuntimeError, match=message):
+        op_into(*arguments)
+
+
 def test_values_out_of_range_are_value_errors():
     arguments = small()
     for wrong in ({"mode": "gru"}, {"lengths": torch.tensor([9, 0])}):
@@ -161,7 +226,7 @@ def test_another_device_is_an_error(name):
         op(*arguments)
 
 
-def test_a_dtype_without_kernel_is_refused_by_the_op_and_computed_by_the_layer():
+def test_a_dtype_without_kernel_is_refused_by_the_op_and_computed_by_the_reference():
     problem = (small()).map(lambda t: None if t is None else t.bfloat16())
     with pytest.raises(RuntimeError, match="input: the CPU kernels are for dtypes Float and Double, got BFloat16"):
         op(*problem.op_arguments(), False)

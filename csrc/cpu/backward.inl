@@ -206,6 +206,7 @@ struct BackwardSweep {
         if (has_c) store(m.dc + i * m.ld_u + unit, ds[1]);
       }
     }
+    if (s == 0 && !q.dh0) return;  // nobody asks for what flows to h0
     product(w.hh, act, dg + first_h_column * n.H, m.ld_g, s & 1,
             [&](int64_t first, int units, int64_t r0, int count, const T* tile) __attribute__((always_inline)) {
               for (int r = 0; r < count; ++r) {
@@ -299,8 +300,8 @@ struct BackwardSweep {
     const Sizes& n = q.f.n;
     for (int64_t i = 0; i < rows.count; ++i) {
       const int64_t b = rows.index[i];
-      copy(q.dh0 + (rows.dir * n.B + b) * n.P, m.carry + i * m.ld_p, n.P);
-      if (has_c) copy(q.dc0 + (rows.dir * n.B + b) * n.H, m.dc + i * m.ld_u, n.H);
+      if (q.dh0) copy(q.dh0 + (rows.dir * n.B + b) * n.P, m.carry + i * m.ld_p, n.P);
+      if (has_c && q.dh0) copy(q.dc0 + (rows.dir * n.B + b) * n.H, m.dc + i * m.ld_u, n.H);
       if (!q.dx[rows.dir]) continue;
       for (int64_t t = rows.length(i); t < n.T; ++t) zero(q.dx[rows.dir] + t * q.dx_t + b * q.dx_b, n.I);
     }

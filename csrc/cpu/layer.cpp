@@ -138,32 +138,40 @@ void run_forward(const LayerTensors& l, const Forward<T>& f) {
       [&](int64_t i, bool packed, T* memory) { kernel.run(f, p.tasks[i], packed, memory, scratch.of(i), l2); });
 }
 
-std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> layer(
-    const at::Tensor& input, const OptionalTensor& h0, const OptionalTensor& c0, const OptionalTensor& lengths,
-    const at::Tensor& w_ih, const at::Tensor& w_hh, const OptionalTensor& b_ih, const OptionalTensor& b_hh,
-    const OptionalTensor& w_hr, const OptionalTensor& w_ih_reverse, const OptionalTensor& w_hh_reverse,
-    const OptionalTensor& b_ih_reverse, const OptionalTensor& b_hh_reverse, const OptionalTensor& w_hr_reverse,
-    std::string_view mode, bool batch_first, bool train) {
-  LayerTensors l = check_layer(input, h0, c0, lengths, w_ih, w_hh, b_ih, b_hh, w_hr, w_ih_reverse, w_hh_reverse, b_ih_reverse,
-                               b_hh_reverse, w_hr_reverse, mode, batch_first);
+// Runs the checked layer. h_n and c_n are contiguous and get the final states at their beginning.
+std::tuple<at::Tensor, at::Tensor> forward(LayerTensors& l, bool train, const at::Tensor& h_n, const at::Tensor& c_n) {
   make_dense(l);
-  const Sizes& n = l.n;
-  const auto options = input.options().requires_grad(false);
+  const auto options = l.input.options().requires_grad(false);
   at::Tensor output = at::empty(output_shape(l), options);
-  at::Tensor h_n = at::empty({n.D, n.B, n.P}, options);
-  at::Tensor c_n = at::empty(l.mode == LSTM ? std::vector<int64_t>{n.D, n.B, n.H} : std::vector<int64_t>{0}, options);
-  at::Tensor saved = train ? empty_reusable(saved_shape(l), input) : at::empty({0}, options);
+  at::Tensor saved = train ? empty_reusable(saved_shape(l), l.input) : at::empty({0}, options);
   const auto run = [&](auto zero) {
     using T = decltype(zero);
     Forward<T> f = forward_args<T>(l);
     f.y = output.mutable_data_ptr<T>();
-    f.y_t = time_stride(output, batch_first), f.y_b = batch_stride(output, batch_first);
-    f.h_n = h_n.mutable_data_ptr<T>(), f.c_n = c_n.mutable_data_ptr<T>();
+    f.y_t = time_stride(output, l.batch_first), f.y_b = batch_stride(output, l.batch_first);
+    f.h_n = h_n.mutable_data_ptr<T>(), f.c_n = c_n.defined() ? c_n.mutable_data_ptr<T>() : nullptr;
     f.saved = train ? saved.mutable_data_ptr<T>() : nullptr;
     run_forward(l, f);
   };
-  input.scalar_type() == at::kFloat ? run(float()) : run(double());
+  l.input.scalar_type() == at::kFloat ? run(float()) : run(double());
+  return {output, saved};
+}
+
+std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> layer(BIRNN_LAYER_ARGUMENTS, bool train) {
+  LayerTensors l = check_layer(BIRNN_LAYER_VALUES);
+  const Sizes& n = l.n;
+  const auto options = input.options().requires_grad(false);
+  at::Tensor h_n = at::empty({n.D, n.B, n.P}, options);
+  at::Tensor c_n = at::empty(l.mode == LSTM ? std::vector<int64_t>{n.D, n.B, n.H} : std::vector<int64_t>{0}, options);
+  auto [output, saved] = forward(l, train, h_n, c_n);
   return {output, h_n, c_n, saved};
+}
+
+std::tuple<at::Tensor, at::Tensor> layer_into(BIRNN_LAYER_ARGUMENTS, bool train, const at::Tensor& h_n,
+                                              const OptionalTensor& c_n, int64_t row) {
+  LayerTensors l = check_layer(BIRNN_LAYER_VALUES);
+  check_into(l, h_n, c_n.value_or(at::Tensor()), row);
+  return forward(l, train, h_n.narrow(0, row, l.n.D), c_n ? c_n->narrow(0, row, l.n.D) : at::Tensor());
 }
 
 // Gradients of the weights of one direction: five tensors, without elements where there is no such weight or it is not
@@ -257,16 +265,9 @@ using ThirteenTensors = std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tenso
                                    at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor>;
 
 ThirteenTensors layer_backward(const OptionalTensor& grad_output, const OptionalTensor& grad_h_n,
-                               const OptionalTensor& grad_c_n, const at::Tensor& input, const OptionalTensor& h0,
-                               const OptionalTensor& c0, const OptionalTensor& lengths, const at::Tensor& w_ih,
-                               const at::Tensor& w_hh, const OptionalTensor& b_ih, const OptionalTensor& b_hh,
-                               const OptionalTensor& w_hr, const OptionalTensor& w_ih_reverse,
-                               const OptionalTensor& w_hh_reverse, const OptionalTensor& b_ih_reverse,
-                               const OptionalTensor& b_hh_reverse, const OptionalTensor& w_hr_reverse, std::string_view mode,
-                               bool batch_first, const at::Tensor& output_any_strides, const at::Tensor& saved_any_strides,
-                               bool need_input, bool need_weights) {
-  LayerTensors l = check_layer(input, h0, c0, lengths, w_ih, w_hh, b_ih, b_hh, w_hr, w_ih_reverse, w_hh_reverse, b_ih_reverse,
-                               b_hh_reverse, w_hr_reverse, mode, batch_first);
+                               const OptionalTensor& grad_c_n, BIRNN_LAYER_ARGUMENTS, const at::Tensor& output_any_strides,
+                               const at::Tensor& saved_any_strides, bool need_input, bool need_state, bool need_weights) {
+  LayerTensors l = check_layer(BIRNN_LAYER_VALUES);
   at::Tensor dy = grad_output.value_or(at::Tensor()), dh_n = grad_h_n.value_or(at::Tensor()),
              dc_n = grad_c_n.value_or(at::Tensor());
   check_backward(l, dy, dh_n, dc_n, output_any_strides, saved_any_strides);
@@ -276,12 +277,12 @@ ThirteenTensors layer_backward(const OptionalTensor& grad_output, const Optional
 
   const Sizes& n = l.n;
   const auto options = input.options().requires_grad(false);
-  const at::Tensor none = at::empty({0}, options);
-  at::Tensor dx[2] = {none, none};
+  const auto none = [&] { return at::empty({0}, options); };  // a new one each time: results must not share memory
+  at::Tensor dx[2] = {none(), none()};
   for (int d = 0; need_input && d < n.D; ++d)
     dx[d] = d ? empty_reusable(l.input.sizes(), input) : at::empty(l.input.sizes(), options);
-  at::Tensor dh0 = at::empty({n.D, n.B, n.P}, options);
-  at::Tensor dc0 = l.mode == LSTM ? at::empty({n.D, n.B, n.H}, options) : at::empty({0}, options);
+  at::Tensor dh0 = need_state ? at::empty({n.D, n.B, n.P}, options) : none();
+  at::Tensor dc0 = need_state && l.mode == LSTM ? at::empty({n.D, n.B, n.H}, options) : none();
   const WeightGradients dw[2] = {{l, 0, need_weights}, {l, 1, need_weights}};
 
   const auto run = [&](auto zero) {
@@ -295,7 +296,7 @@ ThirteenTensors layer_backward(const OptionalTensor& grad_output, const Optional
     if (dy.defined()) q.dy_t = time_stride(dy, batch_first), q.dy_b = batch_stride(dy, batch_first);
     for (int d = 0; need_input && d < n.D; ++d) q.dx[d] = dx[d].mutable_data_ptr<T>();
     if (need_input) q.dx_t = time_stride(dx[0], batch_first), q.dx_b = batch_stride(dx[0], batch_first);
-    q.dh0 = dh0.mutable_data_ptr<T>(), q.dc0 = dc0.mutable_data_ptr<T>();
+    if (need_state) q.dh0 = dh0.mutable_data_ptr<T>(), q.dc0 = dc0.mutable_data_ptr<T>();
     q.want_weights = need_weights;
     run_backward(l, q, dw);
     if (need_input && n.D == 2) add(q.dx[0], q.dx[1], dx[0].numel());
@@ -309,6 +310,7 @@ ThirteenTensors layer_backward(const OptionalTensor& grad_output, const Optional
 
 TORCH_LIBRARY_IMPL(birnn_ext, CPU, m) {
   m.impl("layer", &layer);
+  m.impl("layer_into", &layer_into);
   m.impl("layer_backward", &layer_backward);
 }
 

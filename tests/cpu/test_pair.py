@@ -268,7 +268,7 @@ def test_no_gradient_comes_in(poison, kind, lengths):
         *results, saved = torch.ops.birnn_ext.layer(*problem.op_arguments(), True)
         cotangents = (*problem.cotangents, None)[:3]
         gradients = torch.ops.birnn_ext.layer_backward(
-            *cotangents, *problem.op_arguments(), results[0].detach(), saved, True, True
+            *cotangents, *problem.op_arguments(), results[0].detach(), saved, True, True, True
         )
         assert not any(g.isnan().any() for g in gradients)
         assert any(g.any() for g in gradients) == any(c is not None for c in cotangents)

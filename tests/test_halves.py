@@ -1,0 +1,86 @@
+"""float16 and bfloat16 on the CPU: the kernels in float32 inside, results in the dtype of the module."""
+
+import compare
+import grids
+import pytest
+import torch
+from torch import nn
+
+import birnn_ext
+
+dtypes = pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+modes = pytest.mark.parametrize("mode", grids.MODES)
+T, B, I, H = 12, 5, 9, 20  # noqa: E741
+
+
+def halves(mode, dtype, **kwargs):
+    """(torch.nn's layer, ours), the same weights in `dtype`, and an input."""
+    theirs, ours = compare.pair(mode, I, H, 2, bidirectional=True, **kwargs)
+    return theirs.to(dtype), ours.to(dtype), torch.randn(T, B, I).to(dtype)
+
+
+@dtypes
+@modes
+def test_results_and_gradients(mode, dtype):
+    theirs, ours, x = halves(mode, dtype)
+    x.requires_grad_()
+    oracle, wide_x, hx = compare.wide(theirs), compare.wide(x), compare.states(ours, B)
+
+    def run(module, input, hx):
+        results = compare.tensors(module(input, hx))
+        return results + list(compare.gradients(results, [torch.ones_like(r) for r in results], [input, *module.parameters()]))
+
+    # torch.nn.LSTM has no float16 on the CPU; what it would round to is what the rule then compares with.
+    try:
+        expected = run(theirs, x, hx)
+    except RuntimeError:
+        assert mode == "LSTM" and dtype == torch.float16
+        expected = [t.to(dtype) for t in run(oracle, wide_x, compare.wide(hx))]
+    compare.check(run(ours, x, hx), expected, run(oracle, wide_x, compare.wide(hx)))
+
+
+@dtypes
+def test_a_projection_and_lengths(dtype):
+    _, ours, x = halves("LSTM", dtype, proj_size=7)
+    lengths = [12, 0, 5, 1, 11]
+    wide = compare.wide(ours)
+    exact = wide(x.double(), lengths=lengths)
+    compare.check(ours(x, lengths=lengths), nest(exact, dtype), exact)
+    assert not ours(x, lengths=lengths)[0][:, 1].any()
+
+
+def nest(value, dtype):
+    return tuple(nest(v, dtype) for v in value) if isinstance(value, tuple) else value.to(dtype)
+
+
+@dtypes
+def test_it_is_the_kernel_that_computes(monkeypatch, dtype):
+    """The rounding shows it: within a stack nothing is rounded to `dtype`."""
+    _, ours, x = halves("GRU", dtype)
+    single = birnn_ext.GRU(I, H, 2, bidirectional=True)
+    single.load_state_dict({name: w.float() for name, w in ours.state_dict().items()})
+    monkeypatch.setattr("birnn_ext.reference.layer", None)
+    output, h_n = ours(x)
+    expected, expected_h_n = single(x.float())
+    assert output.dtype == h_n.dtype == dtype
+    assert torch.equal(output, expected.to(dtype)) and torch.equal(h_n, expected_h_n.to(dtype))
+
+
+@dtypes
+@modes
+def test_training(mode, dtype):
+    torch.manual_seed(0)
+    _, ours, x = halves(mode, dtype)
+    head = nn.Linear(2 * H, 1, dtype=dtype)
+    target = x.float().sum(-1, keepdim=True).cumsum(0)
+    target = (target / target.abs().max()).to(dtype)
+    optimizer = torch.optim.SGD([*ours.parameters(), *head.parameters()], lr=0.2)
+    losses = []
+    for _ in range(30):
+        loss = (head(ours(x)[0]) - target).float().square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        assert all(w.grad.dtype == dtype for w in ours.parameters())
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.7 * losses[0]
