@@ -11,6 +11,7 @@ Not here: which tensors take this way at all (ops.py).
 """
 
 import torch
+from torch._functorch.utils import unwrap_dead_wrappers
 
 from . import reference
 
@@ -18,6 +19,14 @@ from . import reference
 LAYER_TENSORS = slice(5, 19)  # input, h0, c0, lengths, five weights of direction 0, five of direction 1
 BACKWARD_TENSORS = slice(0, 17)  # grad_output, grad_h_n, grad_c_n, and the same fourteen
 LENGTHS = 3  # among the fourteen
+
+
+def apply(function, *arguments):
+    """``function.apply(*arguments)``, 40 microseconds cheaper in eager mode: Function.apply looks up the signature of
+    `forward` at every call, for defaults that ours do not have."""
+    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+        return function.apply(*arguments)
+    return super(torch.autograd.Function, function).apply(*unwrap_dead_wrappers(arguments))
 
 
 class Layer(torch.autograd.Function):
@@ -61,7 +70,7 @@ class Layer(torch.autograd.Function):
         arguments = (grad_output, grad_h_n, grad_c_n, *tensors, ctx.mode, ctx.batch_first, output, saved)
         arguments += (needs[5], needs[6] or needs[7], any(needs[9:]))
         if torch.is_grad_enabled() or torch._C._are_functorch_transforms_active():
-            gradients = LayerBackward.apply(*arguments)
+            gradients = apply(LayerBackward, *arguments)
         else:
             gradients = torch.ops.birnn_ext.layer_backward(*arguments)
         grad_input, grad_h0, grad_c0, *grad_weights = gradients

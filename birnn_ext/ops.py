@@ -14,7 +14,7 @@ import torch
 from torch.autograd import forward_ad
 
 from . import reference
-from .autograd import Layer
+from .autograd import Layer, apply
 
 try:
     _C = importlib.import_module("birnn_ext._C")  # loading it registers the ops
@@ -80,7 +80,7 @@ def layer(input, h0, c0, lengths, weights, *, mode, batch_first=False, states=No
     flat = weights[0] + (weights[1] if len(weights) == 2 else _NO_WEIGHTS)
     row, h_n, c_n = states or (0, None, None)
     if _differentiable(input, h0, c0, *flat):
-        output, h_n, c_n, _ = Layer.apply(mode, batch_first, row, h_n, c_n, input, h0, c0, lengths, *flat)
+        output, h_n, c_n, _ = apply(Layer, mode, batch_first, row, h_n, c_n, input, h0, c0, lengths, *flat)
     elif states:
         output, _ = torch.ops.birnn_ext.layer_into(input, h0, c0, lengths, *flat, mode, batch_first, False, h_n, c_n, row)
     else:
