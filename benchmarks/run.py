@@ -217,7 +217,11 @@ def arguments(argv=None):
     args = parser.parse_args(argv)
     if min(args.threads) < 1:
         parser.error(f"--threads must be at least 1, got {min(args.threads)}")
-    args.shapes = args.shapes or [entry for entry in WIDE if args.wide] or [entry for entry in GRID if not args.quick or entry.name in QUICK]
+    args.shapes = (
+        args.shapes
+        or [entry for entry in WIDE if args.wide]
+        or [entry for entry in GRID if not args.quick or entry.name in QUICK]
+    )
     args.modes = args.modes or [mode for mode in MODES if not args.quick or mode != "RNN_RELU"]
     args.budget = args.budget or (1.0 if args.quick else 4.0)
     return args

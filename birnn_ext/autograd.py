@@ -16,7 +16,7 @@ from torch._functorch.utils import unwrap_dead_wrappers
 from . import reference
 
 # Positions in the arguments of Layer and of LayerBackward.
-LAYER_TENSORS = slice(5, 19)  # input, h0, c0, lengths, five weights of direction 0, five of direction 1
+LAYER_TENSORS = slice(6, 20)  # input, h0, c0, lengths, five weights of direction 0, five of direction 1
 BACKWARD_TENSORS = slice(0, 17)  # grad_output, grad_h_n, grad_c_n, and the same fourteen
 LENGTHS = 3  # among the fourteen
 
@@ -30,23 +30,24 @@ def apply(function, *arguments):
 
 
 class Layer(torch.autograd.Function):
-    """The op and its gradient: (mode, batch_first, row, h_n, c_n, input, h0, c0, lengths, five weights of each
+    """The op and its gradient: (mode, batch_first, keep, row, h_n, c_n, input, h0, c0, lengths, five weights of each
     direction).
 
-    With h_n (and c_n, for LSTM) the final states are written to rows [row, row + D) of these, which hold the states of
+    `keep` says whether the gates of all steps are kept for backward; else backward computes them once more. With h_n (and
+    c_n, for LSTM) the final states are written to rows [row, row + D) of these, which hold the states of
     several layers, and which come back changed in place: the gradient of a later layer's rows passes through unchanged.
     """
 
     @staticmethod
-    def forward(mode, batch_first, row, h_n, c_n, *tensors):
+    def forward(mode, batch_first, keep, row, h_n, c_n, *tensors):
         if h_n is None:
-            return torch.ops.birnn_ext.layer(*tensors, mode, batch_first, True)
-        output, saved = torch.ops.birnn_ext.layer_into(*tensors, mode, batch_first, True, h_n, c_n, row)
+            return torch.ops.birnn_ext.layer(*tensors, mode, batch_first, keep)
+        output, saved = torch.ops.birnn_ext.layer_into(*tensors, mode, batch_first, keep, h_n, c_n, row)
         return output, h_n, c_n, saved
 
     @staticmethod
     def setup_context(ctx, inputs, outputs):
-        ctx.mode, ctx.batch_first, ctx.row, h_n, c_n, *tensors = inputs
+        ctx.mode, ctx.batch_first, ctx.keep, ctx.row, h_n, c_n, *tensors = inputs
         output, _, _, saved = outputs
         ctx.save_for_backward(*tensors, output, saved)
         ctx.mark_non_differentiable(saved)
@@ -60,36 +61,38 @@ class Layer(torch.autograd.Function):
         if ctx.mode != "LSTM":
             grad_c_n = None  # c_n has no elements then
         if grad_output is None and grad_h_n is None and grad_c_n is None:
-            return (None,) * 19  # a double backward passes here, on its way to `output` and `saved`
+            return (None,) * 20  # a double backward passes here, on its way to `output` and `saved`
         needs = ctx.needs_input_grad
         *tensors, output, saved = ctx.saved_tensors
+        if not ctx.keep:
+            saved = apply(Layer, ctx.mode, ctx.batch_first, True, 0, None, None, *tensors)[3]
         passed_on = (grad_h_n, grad_c_n) if ctx.inside else (None, None)
         if ctx.inside:
             D = 1 if tensors[9] is None else 2
             grad_h_n, grad_c_n = (g if g is None else g[ctx.row : ctx.row + D] for g in passed_on)
         arguments = (grad_output, grad_h_n, grad_c_n, *tensors, ctx.mode, ctx.batch_first, output, saved)
-        arguments += (needs[5], needs[6] or needs[7], any(needs[9:]))
+        arguments += (needs[6], needs[7] or needs[8], any(needs[10:]))
         if torch.is_grad_enabled() or torch._C._are_functorch_transforms_active():
             gradients = apply(LayerBackward, *arguments)
         else:
             gradients = torch.ops.birnn_ext.layer_backward(*arguments)
         grad_input, grad_h0, grad_c0, *grad_weights = gradients
-        gradients = (None, None, None, *passed_on, grad_input, grad_h0, grad_c0, None, *grad_weights)
+        gradients = (None, None, None, None, *passed_on, grad_input, grad_h0, grad_c0, None, *grad_weights)
         return tuple([g if need else None for g, need in zip(gradients, needs, strict=True)])
 
     @staticmethod
-    def vmap(info, in_dims, mode, batch_first, row, h_n, c_n, *tensors):
+    def vmap(info, in_dims, mode, batch_first, keep, row, h_n, c_n, *tensors):
         dims = in_dims[LAYER_TENSORS]
         if any(d is not None for d in dims[4:]):
-            results = _per_sample(info, in_dims, (mode, batch_first, 0, None, None, *tensors), Layer.apply)
+            results = _per_sample(info, in_dims, (mode, batch_first, keep, 0, None, None, *tensors), Layer.apply)
             return results, (0, 0, 0, 0)
         n = info.batch_size
         at = 0 if batch_first else 1  # where the batch dimension is in input and output
         input, h0, c0, lengths = (_fold(t, d, n, i) for t, d, i in zip(tensors[:4], dims[:4], (at, 1, 1, 0), strict=True))
-        output, h_n, c_n, saved = Layer.apply(mode, batch_first, 0, None, None, input, h0, c0, lengths, *tensors[4:])
+        output, h_n, c_n, saved = Layer.apply(mode, batch_first, keep, 0, None, None, input, h0, c0, lengths, *tensors[4:])
         c_n, c_dim = (_unfold(c_n, n, 1), 1) if mode == "LSTM" else (c_n, None)
-        results = _unfold(output, n, at), _unfold(h_n, n, 1), c_n, _unfold(saved, n, 2)
-        return results, (at, 1, c_dim, 2)
+        saved, saved_dim = (_unfold(saved, n, 2), 2) if keep else (saved, None)
+        return (_unfold(output, n, at), _unfold(h_n, n, 1), c_n, saved), (at, 1, c_dim, saved_dim)
 
 
 class LayerBackward(torch.autograd.Function):

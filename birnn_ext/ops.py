@@ -50,7 +50,7 @@ def in_place(input):
     )
 
 
-def layer(input, h0, c0, lengths, weights, *, mode, batch_first=False, states=None):
+def layer(input, h0, c0, lengths, weights, *, mode, batch_first=False, states=None, recompute=False):
     """One recurrent layer with all its directions, differentiable any number of times.
 
     Args:
@@ -65,6 +65,7 @@ def layer(input, h0, c0, lengths, weights, *, mode, batch_first=False, states=No
         batch_first: whether input and output have the batch dimension first.
         states: None, or (row, h_n [L*D, B, P], c_n [L*D, B, H] or None), contiguous: the final states are written to rows
             [row, row + D). Only where `in_place` allows it.
+        recompute: keep no gates for backward, which computes them once more: less memory, more time.
 
     Returns:
         output [T, B, D*P] ([B, T, D*P]), forward direction first, zero beyond the lengths; h_n [D, B, P];
@@ -80,7 +81,8 @@ def layer(input, h0, c0, lengths, weights, *, mode, batch_first=False, states=No
     flat = weights[0] + (weights[1] if len(weights) == 2 else _NO_WEIGHTS)
     row, h_n, c_n = states or (0, None, None)
     if _differentiable(input, h0, c0, *flat):
-        output, h_n, c_n, _ = apply(Layer, mode, batch_first, row, h_n, c_n, input, h0, c0, lengths, *flat)
+        keep = not recompute or SAVED[mode] == 0
+        output, h_n, c_n, _ = apply(Layer, mode, batch_first, keep, row, h_n, c_n, input, h0, c0, lengths, *flat)
     elif states:
         output, _ = torch.ops.birnn_ext.layer_into(input, h0, c0, lengths, *flat, mode, batch_first, False, h_n, c_n, row)
     else:

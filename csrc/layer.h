@@ -69,11 +69,26 @@ struct Backward {
   bool want_weights;
 };
 
-// One direction over some rows of the batch: what one thread does.
+// One direction over some rows of the batch: what one thread does, or a team of threads, each with its share of the units.
 struct Task {
   int dir;
   const int64_t* index;  // [count] rows of the batch, longest first
   int64_t count;
+};
+
+// A thread's place in its team. All members run the same program on the same memory, each on its own panels of every matrix,
+// and wait for each other where one is about to read what another has written.
+struct Team {
+  int rank = 0, size = 1;
+  void (*wait_for_all)(void*) = nullptr;
+  void* barrier = nullptr;
+
+  void wait() const {
+    if (size > 1) wait_for_all(barrier);
+  }
+  bool mine(int64_t i) const { return i % size == rank; }
+  int64_t begin(int64_t count) const { return count * rank / size; }  // this member's share of 0 ... count - 1
+  int64_t end(int64_t count) const { return count * (rank + 1) / size; }
 };
 
 }  // namespace birnn

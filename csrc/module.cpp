@@ -8,7 +8,9 @@
 #include <string>
 #include <vector>
 
+#include "cells/facts.h"
 #include "cpu/dispatch.h"
+#include "cpu/pair.h"
 
 // setup.py passes these three; pyproject.toml holds the version number.
 #if !defined(BIRNN_VERSION) || !defined(BIRNN_TORCH_VERSION) || !defined(BIRNN_CUDA_ARCHS)
@@ -31,6 +33,18 @@ std::vector<std::string> words(const std::string& text) {
   return result;
 }
 
+// Who does what in a forward pass on the CPU.
+std::pair<int64_t, int> plan_of(const std::string& mode, int64_t T, int64_t B, int64_t I, int64_t H, int64_t P, int64_t D,
+                                int64_t threads) {
+  for (const birnn::CellFacts& cell : birnn::cell_facts) {
+    if (mode != cell.name) continue;
+    const birnn::Sizes n{T, B, I, H, P, D, P != H};
+    const birnn::Plan p = birnn::plan(n, cell.gates, nullptr, birnn::worth_threads(n, cell.gates) ? threads : 1);
+    return {p.splits, p.members};
+  }
+  throw std::invalid_argument("mode: expected the name of a cell, got '" + mode + "'");
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
@@ -47,6 +61,9 @@ PYBIND11_MODULE(_C, m) {
   m.def("release_memory", &birnn::release_free_memory,
         "Gives back the memory (256 MiB at most) that is kept for the next call.");
   m.def("isa_list", &birnn::isa_names, "Instruction sets usable on this machine, the best first.");
+  m.def("plan", &plan_of, pybind11::arg("mode"), pybind11::arg("T"), pybind11::arg("B"), pybind11::arg("I"), pybind11::arg("H"),
+        pybind11::arg("P"), pybind11::arg("D"), pybind11::arg("threads"),
+        "(shares of the rows per direction, threads per share) of a forward pass with so many threads.");
   m.def("isa", &birnn::isa_name, "The instruction set in use.");
   // pybind11 turns std::invalid_argument into ValueError.
   m.def("set_isa", &birnn::set_isa, pybind11::arg("name"),

@@ -135,3 +135,45 @@ def test_the_states_of_several_layers_are_one_tensor_that_no_layer_shares():
     assert h_n.is_contiguous() and c_n.is_contiguous() and h_n.data_ptr() != again.data_ptr()
     output, (h_n, c_n) = run(x)
     (h_n[0].sum() + c_n[-1].sum() + output.sum()).backward()
+
+
+@pytest.mark.parametrize("layers", [1, 3])
+@pytest.mark.parametrize("mode", grids.MODES)
+def test_recomputed_gates_give_the_same_bits(mode, layers):
+    theirs, run = stack(mode, layers)
+    x, hx = torch.randn(T, B, I, requires_grad=True), compare.states(theirs, B)
+    kept = []
+
+    def gradients(**options):
+        bytes_kept = 0
+
+        def count(t):
+            nonlocal bytes_kept
+            bytes_kept += t.nbytes
+            return t
+
+        with torch.autograd.graph.saved_tensors_hooks(count, lambda t: t):
+            results = compare.tensors(run(x, hx, lengths=torch.tensor([5, 0, 3]), **options))
+        kept.append(bytes_kept)
+        return results + list(torch.autograd.grad(sum(r.square().sum() for r in results), x))
+
+    for a, b in zip(gradients(), gradients(recompute=True), strict=True):
+        assert torch.equal(a, b)
+    values = {"GRU": 4, "LSTM": 5}.get(mode, 0)
+    assert kept[0] - kept[1] == layers * 2 * T * B * H * values * x.itemsize
+
+
+def test_recomputed_gates_in_transforms_and_second_derivatives():
+    _, run = stack("LSTM", 2)
+    xs = torch.randn(4, T, B, I)
+
+    def loss(x, **options):
+        output, (h_n, c_n) = run(x, **options)
+        return output.square().sum() + c_n.sum()
+
+    for transform in (
+        lambda f: torch.func.vmap(torch.func.grad(f))(xs),
+        lambda f: torch.func.hessian(f)(xs[0, :2, :1]),
+    ):
+        expected, found = transform(loss), transform(lambda x: loss(x, recompute=True))
+        torch.testing.assert_close(found, expected)

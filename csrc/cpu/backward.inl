@@ -27,7 +27,7 @@ struct BackwardSweep {
   static constexpr int wide = panel_width(1);
 
   // W_hh, W_ih and W_hr for products from the left (their rows are the summed index), packed or to be packed; shared by all
-  // tasks of a direction.
+  // teams of a direction.
   struct Packed {
     Matrix<T> ih, hh, hr;
 
@@ -54,7 +54,7 @@ struct BackwardSweep {
     return arena.used;
   }
 
-  // Packs everything at once, for several tasks.
+  // Packs everything at once, for several teams.
   static void pack(const Backward<T>& q, int dir, T* memory) {
     Arena<T> arena{memory};
     Packed p(q, arena);
@@ -71,10 +71,11 @@ struct BackwardSweep {
 
   struct Scratch {
     int64_t capacity, ld_g, ld_p, ld_u;
-    T *dg, *carry, *dc, *dq, *du, *operand, *strip, *sums;
-    int64_t* dx_at;  // [capacity] where a row of the chunk has its dx
+    T *dg, *carry, *dc, *dq, *du, *operand, *sums;
+    T *strip, *hidden;  // one per member of the team
+    int64_t* dx_at;     // [capacity] where a row of the chunk has its dx
 
-    Scratch(const Backward<T>& q, const Rows& rows, int64_t target, Arena<T>& arena) {
+    Scratch(const Backward<T>& q, const Rows& rows, const Team& team, int64_t target, Arena<T>& arena) {
       const Sizes& n = q.f.n;
       capacity = chunk_capacity(rows, target);
       ld_g = padded<T>(Cell::columns * n.H), ld_p = padded<T>(n.P), ld_u = padded<T>(n.H);
@@ -86,16 +87,18 @@ struct BackwardSweep {
       int64_t widest = n.I > n.P ? n.I : n.P;
       if (n.H > widest) widest = n.H;
       operand = arena.take(capacity * round_up(widest, L));
-      strip = arena.take(capacity * max_tile_rows);
+      strip = arena.take(team.size * capacity * max_tile_rows);
+      hidden = n.projected ? arena.take(team.size * ld_u) : nullptr;
       sums = arena.take(round_up(Cell::columns * n.H, L));
       dx_at = reinterpret_cast<int64_t*>(arena.take(capacity * int64_t(sizeof(int64_t) / sizeof(T))));
+      if (arena.base) strip += team.rank * capacity * max_tile_rows, hidden += n.projected ? team.rank * ld_u : 0;
     }
   };
 
-  static int64_t scratch_size(const Backward<T>& q, const Task& task, int64_t l2_bytes) {
+  static int64_t scratch_size(const Backward<T>& q, const Task& task, const Team& team, int64_t l2_bytes) {
     const Rows rows(q.f.lengths, q.f.n.T, task);
     Arena<T> arena{nullptr};
-    Scratch measured(q, rows, chunk_target(q.f.n, l2_bytes), arena);
+    Scratch measured(q, rows, team, chunk_target(q.f.n, l2_bytes), arena);
     return arena.used;
   }
 
@@ -135,23 +138,27 @@ struct BackwardSweep {
 
   static Vec<T> load_or_zero(const T* p, int64_t unit, int64_t some) { return p ? load_some(p + unit, some) : Vec<T>{}; }
 
-  static void run(const Backward<T>& q, const Task& task, const Gradients<T>& out, bool packed, T* packed_memory,
-                  T* scratch_memory, int64_t l2_bytes) {
+  static void run(const Backward<T>& q, const Task& task, const Team& team, const Gradients<T>& out, bool packed,
+                  T* packed_memory, T* scratch_memory, int64_t l2_bytes) {
     const Rows rows(q.f.lengths, q.f.n.T, task);
     const Sizes& n = q.f.n;
     const int64_t target = chunk_target(n, l2_bytes);
     Arena<T> packed_arena{packed_memory}, scratch_arena{scratch_memory};
     Packed w(q, packed_arena);
-    const Scratch m(q, rows, target, scratch_arena);
+    const Scratch m(q, rows, team, target, scratch_arena);
+    w.ih.team = w.hh.team = w.hr.team = team;
     if (!packed) {
       w.begin(q, rows.dir);
       w.ih.once = chunk_before(rows, rows.steps(), 0, target).begin == 0;
       w.hh.once = w.hr.once = rows.steps() == 1;
     }
 
-    read_state(rows, q.dh_n, n.B, n.P, m.carry, m.ld_p);
-    if (has_c) read_state(rows, q.dc_n, n.B, n.H, m.dc, m.ld_u);
-    zero(m.sums, Cell::columns * n.H);
+    if (team.rank == 0) {
+      read_state(rows, q.dh_n, n.B, n.P, m.carry, m.ld_p);
+      if (has_c) read_state(rows, q.dc_n, n.B, n.H, m.dc, m.ld_u);
+      zero(m.sums, Cell::columns * n.H);
+    }
+    team.wait();
 
     int64_t act = 0;
     for (int64_t end = rows.steps(); end > 0;) {
@@ -162,7 +169,7 @@ struct BackwardSweep {
         step(q, rows, s, act, row, w, m);
       }
       const bool add = chunk.end < rows.steps();
-      if (q.want_weights) weight_gradients(q, rows, chunk, out, m, act, add);
+      if (q.want_weights) weight_gradients(q, rows, team, chunk, out, m, act, add);
       if (q.dx[rows.dir]) {
         product(w.ih, chunk.rows, m.dg + first_x_column * n.H, m.ld_g, false,
                 [&](int64_t first, int units, int64_t r0, int count, const T* tile) __attribute__((always_inline)) {
@@ -176,14 +183,18 @@ struct BackwardSweep {
                 });
       }
       end = chunk.begin;
+      team.wait();  // before the next chunk's gradients take the place of this one's
     }
-    finish(q, rows, out, m);
+    finish(q, rows, team, out, m);
   }
 
   static void step(const Backward<T>& q, const Rows& rows, int64_t s, int64_t act, int64_t row, Packed& w, const Scratch& m) {
     const Sizes& n = q.f.n;
     T* dg = m.dg + row * m.ld_g;
     if (n.projected) unproject(q, rows, s, act, row, w, m);
+    // Without a projection these are the columns of the carry that this thread has computed itself.
+    const Matrix<T>& share = n.projected ? w.hr : w.hh;
+    const int64_t begin = share.begin_column(), end = share.end_column();
     for (int64_t i = 0; i < act; ++i) {
       const int64_t b = rows.index[i], t = rows.time(i, s);
       const T* saved = S ? saved_at(q, rows.dir, t, b) : nullptr;
@@ -192,8 +203,8 @@ struct BackwardSweep {
       const T* h_old = Cell::reads_h ? h_before(q, rows, i, s) : nullptr;
       const T* c_old = has_c ? c_before(q, rows, i, s) : nullptr;
       const T* dh = n.projected ? m.du + i * m.ld_u : m.carry + i * m.ld_p;
-      if (q.dx[rows.dir]) m.dx_at[row + i] = t * q.dx_t + b * q.dx_b;
-      for (int64_t unit = 0; unit < n.H; unit += L) {
+      if (q.dx[rows.dir] && share.team.rank == 0) m.dx_at[row + i] = t * q.dx_t + b * q.dx_b;
+      for (int64_t unit = begin; unit < end; unit += L) {
         const int64_t some = n.H - unit;
         Vec<T> save[S + 1], old[2], ds_new[2], d[Cell::columns], ds[2], h_new = {};
         for (int v = 0; v < S; ++v) save[v] = load_some(saved + v * n.H + unit, some);
@@ -206,6 +217,7 @@ struct BackwardSweep {
         if (has_c) store(m.dc + i * m.ld_u + unit, ds[1]);
       }
     }
+    share.team.wait();
     if (s == 0 && !q.dh0) return;  // nobody asks for what flows to h0
     product(w.hh, act, dg + first_h_column * n.H, m.ld_g, s & 1,
             [&](int64_t first, int units, int64_t r0, int count, const T* tile) __attribute__((always_inline)) {
@@ -223,12 +235,13 @@ struct BackwardSweep {
     T* dq = m.dq + row * m.ld_p;
     for (int64_t i = 0; i < act; ++i) {
       const T* dy = q.dy ? q.dy + rows.time(i, s) * q.dy_t + rows.index[i] * q.dy_b + rows.dir * n.P : nullptr;
-      for (int64_t at = 0; at < n.P; at += L) {
+      for (int64_t at = w.hh.begin_column(); at < w.hh.end_column(); at += L) {
         T* carry = m.carry + i * m.ld_p + at;
         store(dq + i * m.ld_p + at, load(carry) + load_or_zero(dy, at, n.P - at));
         store(carry, Vec<T>{});
       }
     }
+    w.hr.team.wait();
     product(w.hr, act, dq, m.ld_p, s & 1,
             [&](int64_t first, int units, int64_t r0, int count, const T* tile) __attribute__((always_inline)) {
               for (int r = 0; r < count; ++r) {
@@ -238,53 +251,59 @@ struct BackwardSweep {
             });
   }
 
-  static void weight_gradients(const Backward<T>& q, const Rows& rows, const Chunk& chunk, const Gradients<T>& out,
-                               const Scratch& m, int64_t act, bool add) {
+  static void weight_gradients(const Backward<T>& q, const Rows& rows, const Team& team, const Chunk& chunk,
+                               const Gradients<T>& out, const Scratch& m, int64_t act, bool add) {
     const Sizes& n = q.f.n;
     const Shape x{chunk.rows, n.I, 1, wide}, h{chunk.rows, n.P, 1, wide}, u{chunk.rows, n.H, 1, wide};
-    // Calls f(row of the chunk, i, s) in the order in which the chunk's rows are stored.
+    // Calls f(row of the chunk, i, s) for this thread's share of the chunk's rows, in the order in which they are stored.
     const auto each_row = [&](auto&& f) __attribute__((always_inline)) {
       int64_t row = 0, a = rows.active(chunk.end - 1, act);
       for (int64_t s = chunk.end - 1; s >= chunk.begin; --s) {
         a = active_up(rows, s, a);
-        for (int64_t i = 0; i < a; ++i) f(row++, i, s);
+        for (int64_t i = 0; i < a; ++i, ++row) {
+          if (team.mine(row)) f(row, i, s);
+        }
       }
+      team.wait();
     };
+    const int64_t begin = team.begin(n.H), end = team.end(n.H);
     each_row([&](int64_t row, int64_t i, int64_t s) {
       pack_row(x, row, q.f.x + rows.time(i, s) * q.f.x_t + rows.index[i] * q.f.x_b, m.operand);
     });
     for (int g = 0; g < G; ++g) {
-      product_transposed(x, m.operand, n.H, m.dg + Cell::x_column(g) * n.H, m.ld_g, out.w_ih + g * n.H * n.I, n.I, add,
+      product_transposed(x, m.operand, begin, end, m.dg + Cell::x_column(g) * n.H, m.ld_g, out.w_ih + g * n.H * n.I, n.I, add,
                          m.strip);
     }
+    team.wait();  // before h takes the place of x
     each_row([&](int64_t row, int64_t i, int64_t s) { pack_row(h, row, h_before(q, rows, i, s), m.operand); });
     for (int g = 0; g < G; ++g) {
-      product_transposed(h, m.operand, n.H, m.dg + Cell::h_column(g) * n.H, m.ld_g, out.w_hh + g * n.H * n.P, n.P, add,
+      product_transposed(h, m.operand, begin, end, m.dg + Cell::h_column(g) * n.H, m.ld_g, out.w_hh + g * n.H * n.P, n.P, add,
                          m.strip);
     }
     if constexpr (!Cell::reads_h) {
       if (n.projected) {
+        team.wait();
         each_row([&](int64_t row, int64_t i, int64_t s) {
           const T* saved = saved_at(q, rows.dir, rows.time(i, s), rows.index[i]);
-          T* hidden = m.du;  // free between steps: one row of u
           for (int64_t unit = 0; unit < n.H; unit += L) {
             Vec<T> save[S];
             for (int v = 0; v < S; ++v) save[v] = load_some(saved + v * n.H + unit, n.H - unit);
-            store(hidden + unit, Cell::hidden(save));
+            store(m.hidden + unit, Cell::hidden(save));
           }
-          pack_row(u, row, hidden, m.operand);
+          pack_row(u, row, m.hidden, m.operand);
         });
-        product_transposed(u, m.operand, n.P, m.dq, m.ld_p, out.w_hr, n.H, add, m.strip);
+        product_transposed(u, m.operand, team.begin(n.P), team.end(n.P), m.dq, m.ld_p, out.w_hr, n.H, add, m.strip);
       }
     }
     if (!out.b_ih && !out.b_hh) return;
-    add_column_sums(m.dg, m.ld_g, chunk.rows, Cell::columns * n.H, m.sums);
+    const int64_t width = Cell::columns * n.H, vectors = divide_up(width, L);
+    add_column_sums(m.dg, m.ld_g, chunk.rows, team.begin(vectors) * L, smaller(team.end(vectors) * L, width), m.sums);
   }
 
   // Pairwise in three levels (8 rows, a chunk, all chunks): in one long chain the rounding errors of a bias gradient would grow
   // with T * B.
-  static void add_column_sums(const T* from, int64_t ld, int64_t rows, int64_t width, T* sums) {
-    for (int64_t j = 0; j < width; j += L) {
+  static void add_column_sums(const T* from, int64_t ld, int64_t rows, int64_t begin, int64_t width, T* sums) {
+    for (int64_t j = begin; j < width; j += L) {
       const int64_t some = width - j;
       Vec<T> total = {};
       for (int64_t r = 0; r < rows; r += 8) {
@@ -296,16 +315,17 @@ struct BackwardSweep {
     }
   }
 
-  static void finish(const Backward<T>& q, const Rows& rows, const Gradients<T>& out, const Scratch& m) {
+  static void finish(const Backward<T>& q, const Rows& rows, const Team& team, const Gradients<T>& out, const Scratch& m) {
     const Sizes& n = q.f.n;
     for (int64_t i = 0; i < rows.count; ++i) {
+      if (!team.mine(i)) continue;
       const int64_t b = rows.index[i];
       if (q.dh0) copy(q.dh0 + (rows.dir * n.B + b) * n.P, m.carry + i * m.ld_p, n.P);
       if (has_c && q.dh0) copy(q.dc0 + (rows.dir * n.B + b) * n.H, m.dc + i * m.ld_u, n.H);
       if (!q.dx[rows.dir]) continue;
       for (int64_t t = rows.length(i); t < n.T; ++t) zero(q.dx[rows.dir] + t * q.dx_t + b * q.dx_b, n.I);
     }
-    if (!q.want_weights) return;
+    if (!q.want_weights || team.rank > 0) return;
     for (int g = 0; g < G; ++g) {
       if (out.b_ih) copy(out.b_ih + g * n.H, m.sums + Cell::x_column(g) * n.H, n.H);
       if (out.b_hh) copy(out.b_hh + g * n.H, m.sums + Cell::h_column(g) * n.H, n.H);

@@ -19,7 +19,7 @@ struct ForwardSweep {
   static constexpr int L = lanes<T>, G = Cell::gates;
   static constexpr bool has_c = Cell::states == 2;
 
-  // W_ih, W_hh, their biases and W_hr, packed or to be packed; shared by all tasks of a direction.
+  // W_ih, W_hh, their biases and W_hr, packed or to be packed; shared by all teams of a direction.
   struct Packed {
     Matrix<T> ih, hh, hr;
     T *b_ih, *b_hh;
@@ -38,8 +38,8 @@ struct ForwardSweep {
     void begin(const Weights<T>& w) {
       ih.raw = w.w_ih, hh.raw = w.w_hh, hr.raw = w.w_hr;
       ih.by_columns = hh.by_columns = hr.by_columns = true;
-      pack_bias(ih.s, w.b_ih, b_ih);
-      pack_bias(hh.s, w.b_hh, b_hh);
+      pack_bias(ih, w.b_ih, b_ih);
+      pack_bias(hh, w.b_hh, b_hh);
     }
   };
 
@@ -49,7 +49,7 @@ struct ForwardSweep {
     return arena.used;
   }
 
-  // Packs everything at once, for several tasks.
+  // Packs everything at once, for several teams.
   static void pack(const Forward<T>& f, int dir, T* memory) {
     Arena<T> arena{memory};
     Packed p(f.n, arena);
@@ -93,13 +93,15 @@ struct ForwardSweep {
   }
 
   // `packed`: `pack` has been called; else the weights are packed on the way.
-  static void run(const Forward<T>& f, const Task& task, bool packed, T* packed_memory, T* scratch_memory, int64_t l2_bytes) {
+  static void run(const Forward<T>& f, const Task& task, const Team& team, bool packed, T* packed_memory, T* scratch_memory,
+                  int64_t l2_bytes) {
     const Rows rows(f.lengths, f.n.T, task);
     const Sizes& n = f.n;
     const int64_t target = chunk_target(n, l2_bytes);
     Arena<T> packed_arena{packed_memory}, scratch_arena{scratch_memory};
     Packed w(n, packed_arena);
     const Scratch m(n, rows, target, scratch_arena);
+    w.ih.team = w.hh.team = w.hr.team = team;
     if (!packed) {
       w.begin(f.w[rows.dir]);
       w.ih.once = next_chunk(rows, 0, target).end == rows.steps();
@@ -107,9 +109,11 @@ struct ForwardSweep {
     }
     T* y = f.y + rows.dir * n.P;
 
-    read_state(rows, f.h0, n.B, n.P, m.h[0], m.ld_h);
-    for (int64_t i = 0; i < rows.count; ++i) zero(m.h[1] + i * m.ld_h, m.ld_h);
-    if (has_c) read_state(rows, f.c0, n.B, n.H, m.c, m.ld_u);
+    if (team.rank == 0) {
+      read_state(rows, f.h0, n.B, n.P, m.h[0], m.ld_h);
+      for (int64_t i = 0; i < rows.count; ++i) zero(m.h[1] + i * m.ld_h, m.ld_h);
+      if (has_c) read_state(rows, f.c0, n.B, n.H, m.c, m.ld_u);
+    }
 
     Chunk chunk{0, 0, 0};
     for (int64_t act = rows.count; chunk.end < rows.steps();) {
@@ -122,7 +126,7 @@ struct ForwardSweep {
         pre += act * m.ld_pre;
       }
     }
-    finish(f, rows, m, y);
+    finish(f, rows, team, m, y);
   }
 
   static void project(const Forward<T>& f, const Rows& rows, const Chunk& chunk, Packed& w, const Scratch& m, int64_t act) {
@@ -130,9 +134,10 @@ struct ForwardSweep {
     for (int64_t s = chunk.begin; s < chunk.end; ++s) {
       act = rows.active(s, act);
       for (int64_t i = 0; i < act; ++i, to += m.ld_x) {
-        copy(to, f.x + rows.time(i, s) * f.x_t + rows.index[i] * f.x_b, f.n.I);
+        if (w.ih.team.mine(s + i)) copy(to, f.x + rows.time(i, s) * f.x_t + rows.index[i] * f.x_b, f.n.I);
       }
     }
+    w.ih.team.wait();
     product(w.ih, chunk.rows, m.x, m.ld_x, false,
             [&](int64_t first, int units, int64_t row, int count, const T* tile) __attribute__((always_inline)) {
               const int nv = units * G;
@@ -181,6 +186,7 @@ struct ForwardSweep {
               }
             });
 
+    w.hh.team.wait();
     if (!n.projected) return;
     product(w.hr, act, m.u, m.ld_u, backwards,
             [&](int64_t first, int units, int64_t row, int count, const T* tile) __attribute__((always_inline)) {
@@ -195,12 +201,15 @@ struct ForwardSweep {
                 }
               }
             });
+    w.hr.team.wait();
   }
 
   // Final states, each of its row's own last step, and zeros beyond the lengths.
-  static void finish(const Forward<T>& f, const Rows& rows, const Scratch& m, T* y) {
+  static void finish(const Forward<T>& f, const Rows& rows, const Team& team, const Scratch& m, T* y) {
     const Sizes& n = f.n;
+    if (rows.steps() == 0) team.wait();  // for the first states; else there were steps to wait in
     for (int64_t i = 0; i < rows.count; ++i) {
+      if (!team.mine(i)) continue;
       const int64_t b = rows.index[i], length = rows.length(i);
       copy(f.h_n + (rows.dir * n.B + b) * n.P, m.h[length & 1] + i * m.ld_h, n.P);
       if (has_c) copy(f.c_n + (rows.dir * n.B + b) * n.H, m.c + i * m.ld_u, n.H);

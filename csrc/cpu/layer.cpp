@@ -92,25 +92,19 @@ Forward<T> forward_args(const LayerTensors& l) {
   return f;
 }
 
-// Below this many multiply-adds a second thread costs more than it brings (starting one takes 2-3 us).
-constexpr int64_t worth_a_thread = 100000;
-
-bool worth_threads(const Sizes& n, int mode) {
-  return n.T * n.B * cell_facts[mode].gates * n.H * (n.I + n.P) >= worth_a_thread;
-}
-
 // Runs the sweeps. With one task per direction each packs its weights itself, panel by panel; where several share them they
-// are packed first. `pack(d, memory)`, `sweep(task number, packed already, memory)`.
+// are packed first. `pack(d, memory)`, `sweep(task number, team, packed already, memory)`.
 template <class T, class Pack, class Sweep>
 void pack_and_sweep(const Plan& p, const Sizes& n, int64_t packed_size, bool parallel, Pack&& pack, Sweep&& sweep) {
   const at::DataPtr memory = allocate(size_t(packed_size * n.D) * sizeof(T));
   T* packed = static_cast<T*>(memory.get());
   if (p.splits == 1) {  // the usual case: one task per direction, one parallel region
-    run_tasks(n.D, parallel, [&](int64_t d) { sweep(d, false, packed + d * packed_size); });
+    run_teams(n.D, p.members, parallel, [&](int64_t d, const Team& team) { sweep(d, team, false, packed + d * packed_size); });
     return;
   }
   run_tasks(n.D, parallel, [&](int64_t d) { pack(int(d), packed + d * packed_size); });
-  run_tasks(int64_t(p.tasks.size()), parallel, [&](int64_t i) { sweep(i, true, packed + p.tasks[i].dir * packed_size); });
+  run_teams(int64_t(p.tasks.size()), p.members, parallel,
+            [&](int64_t i, const Team& team) { sweep(i, team, true, packed + p.tasks[i].dir * packed_size); });
 }
 
 // Scratch memory of all tasks, one after the other.
@@ -128,14 +122,16 @@ template <class T>
 void run_forward(const LayerTensors& l, const Forward<T>& f) {
   const ForwardKernel<T>& kernel = table().kernels<T>().forward[l.mode];
   const int64_t l2 = l2_cache_bytes();
-  const bool parallel = worth_threads(l.n, l.mode);
-  const Plan p = plan(l.n, f.lengths, parallel ? parallel_tasks() : 1);
+  const bool parallel = worth_threads(l.n, cell_facts[l.mode].gates);
+  const Plan p = plan(l.n, cell_facts[l.mode].gates, f.lengths, parallel ? parallel_tasks() : 1);
   TaskScratch<T> scratch;
   for (const Task& task : p.tasks) scratch.add(kernel.scratch_size(f, task, l2));
   scratch.allocate_all();
   pack_and_sweep<T>(
       p, l.n, (kernel.packed_size(l.n) + 63) / 64 * 64, parallel, [&](int d, T* memory) { kernel.pack(f, d, memory); },
-      [&](int64_t i, bool packed, T* memory) { kernel.run(f, p.tasks[i], packed, memory, scratch.of(i), l2); });
+      [&](int64_t i, const Team& team, bool packed, T* memory) {
+        kernel.run(f, p.tasks[i], team, packed, memory, scratch.of(i), l2);
+      });
 }
 
 // Runs the checked layer. h_n and c_n are contiguous and get the final states at their beginning.
@@ -227,12 +223,11 @@ template <class T>
 void run_backward(const LayerTensors& l, const Backward<T>& q, const WeightGradients* gradients) {
   const BackwardKernel<T>& kernel = table().kernels<T>().backward[l.mode];
   const int64_t l2 = l2_cache_bytes();
-  const bool parallel = worth_threads(l.n, l.mode);
+  const bool parallel = worth_threads(l.n, cell_facts[l.mode].gates);
   // Every further task of a direction has weight gradients of its own: few rows are not worth that.
-  const int64_t most = l.n.D * std::max<int64_t>(1, l.n.B / 4);
-  const Plan p = plan(l.n, q.f.lengths, parallel ? std::min(parallel_tasks(), most) : 1);
+  const Plan p = plan(l.n, cell_facts[l.mode].gates, q.f.lengths, parallel ? parallel_tasks() : 1, 4);
   TaskScratch<T> scratch;
-  for (const Task& task : p.tasks) scratch.add(kernel.scratch_size(q, task, l2));
+  for (const Task& task : p.tasks) scratch.add(kernel.scratch_size(q, task, {0, p.members}, l2));
   scratch.allocate_all();
   // The first task of a direction writes to the results, the others to parts that are added afterwards in a fixed
   // order.
@@ -241,11 +236,11 @@ void run_backward(const LayerTensors& l, const Backward<T>& q, const WeightGradi
   const auto part = [&](int64_t d, int64_t k) { return static_cast<T*>(parts_memory.get()) + (d * parts + k) * size; };
   pack_and_sweep<T>(
       p, l.n, (kernel.packed_size(q) + 63) / 64 * 64, parallel, [&](int d, T* memory) { kernel.pack(q, d, memory); },
-      [&](int64_t i, bool packed, T* memory) {
+      [&](int64_t i, const Team& team, bool packed, T* memory) {
         const int64_t d = p.tasks[i].dir, k = i - d * p.splits;
         const Gradients<T> out =
             k == 0 ? gradients[d].template pointers<T>() : gradients[d].template pointers_into<T>(part(d, k - 1));
-        kernel.run(q, p.tasks[i], out, packed, memory, scratch.of(i), l2);
+        kernel.run(q, p.tasks[i], team, out, packed, memory, scratch.of(i), l2);
       });
   if (!parts || !q.want_weights) return;
   run_tasks(p.splits, parallel, [&](int64_t k) {

@@ -9,6 +9,7 @@
 // Lanes beyond N are zero. Not here: products (panels.h).
 #pragma once
 
+#include "../layer.h"
 #include "simd.h"
 
 namespace birnn {
@@ -120,12 +121,18 @@ struct Matrix {
   const T* raw = nullptr;   // the weight as it came, while its panels are not packed yet
   bool by_columns = false;  // raw is [gates * N, K], else [K, N]
   int64_t shift = 0;        // of the rows of [K, N]
-  bool once = false;        // there is one product only: the panels take turns in the place of the first
+  bool once = false;        // there is one product only: the panels take turns in one place
+  Team team = {};           // panels [begin(), end()) are this thread's
 
   int64_t count() const { return divide_up(s.vectors<T>(), s.wide); }
+  int64_t begin() const { return team.begin(count()); }
+  int64_t end() const { return team.end(count()); }
+  // The columns of these panels.
+  int64_t begin_column() const { return smaller(first(begin()) * lanes<T>, s.N); }
+  int64_t end_column() const { return smaller(first(end()) * lanes<T>, s.N); }
   int64_t first(int64_t panel) const { return panel * s.wide; }
   int units(int64_t panel) const { return int(smaller<int64_t>(s.wide, s.vectors<T>() - first(panel))); }
-  T* at(int64_t panel) const { return panels + (raw && once ? 0 : first(panel) * s.gates * lanes<T> * s.K); }
+  T* at(int64_t panel) const { return panels + first(raw && once ? begin() : panel) * s.gates * lanes<T> * s.K; }
 
   void pack(int64_t panel) const {
     if (by_columns) {
@@ -140,16 +147,16 @@ struct Matrix {
   }
 };
 
-// A bias [gates * H] in the order of a row of the packed matrix; null is zero.
+// A bias [gates * H] in the order of a row of the packed matrix, as far as this thread's panels go; null is zero.
 template <class T>
-BIRNN_INLINE void pack_bias(const Shape& s, const T* bias, T* to) {
+BIRNN_INLINE void pack_bias(const Matrix<T>& m, const T* bias, T* to) {
   constexpr int L = lanes<T>;
-  const int64_t vectors = s.vectors<T>();
-  for (int64_t v = 0; v < vectors; ++v) {
-    const int64_t first = v / s.wide * s.wide, units = smaller<int64_t>(s.wide, vectors - first);
-    for (int g = 0; g < s.gates; ++g) {
-      const Vec<T> b = bias ? load_some(bias + g * s.N + v * L, s.N - v * L) : Vec<T>{};
-      store(to + (first * s.gates + g * units + v - first) * L, b);
+  for (int64_t p = m.begin(); p < m.end(); ++p) {
+    const int units = m.units(p);
+    for (int j = 0; j < units * m.s.gates; ++j) {
+      const int64_t column = (m.first(p) + j % units) * L;
+      const Vec<T> b = bias ? load_some(bias + j / units * m.s.N + column, m.s.N - column) : Vec<T>{};
+      store(to + (m.first(p) * m.s.gates + j) * L, b);
     }
   }
 }

@@ -35,6 +35,27 @@ void run_on_own_threads(int64_t count, const std::function<void(int64_t)>& body)
   for (std::thread& t : threads) t.join();
 }
 
+// The same where the bodies wait for each other; if there are too few threads, calls `otherwise` instead of all of them.
+void run_together_on_own_threads(int64_t count, const std::function<void(int64_t)>& body,
+                                 const std::function<void()>& otherwise) {
+  std::vector<std::thread> threads;
+  threads.reserve(count);
+  std::atomic<int> go{0};  // 1: all are there; -1: not all
+  const auto wait_and_run = [&](int64_t i) {
+    while (go.load() == 0) std::this_thread::yield();
+    if (go.load() == 1) body(i);
+  };
+  try {
+    for (int64_t i = 1; i < count; ++i) threads.emplace_back(wait_and_run, i);
+    go.store(1);
+    body(0);
+  } catch (const std::system_error&) {
+    go.store(-1);
+    otherwise();
+  }
+  for (std::thread& t : threads) t.join();
+}
+
 }  // namespace
 
 int64_t parallel_tasks() { return at::in_parallel_region() ? 1 : at::get_num_threads(); }
@@ -51,9 +72,79 @@ void run_tasks(int64_t count, bool parallel, const std::function<void(int64_t)>&
   }
 }
 
-Plan plan(const Sizes& n, const int64_t* lengths, int64_t threads) {
+namespace {
+
+// Where all members of a team wait until the last one has come. They spin, since the wait is a fraction of a time step; if it
+// takes long, a member has no core to itself, and the waiting ones give theirs up.
+class Barrier {
+ public:
+  explicit Barrier(int size) : size_(size) {}
+  Barrier(const Barrier& other) : size_(other.size_) {}
+
+  void wait() {
+    const unsigned turn = turn_.load(std::memory_order_acquire);
+    if (arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 == size_) {
+      arrived_.store(0, std::memory_order_relaxed);
+      turn_.store(turn + 1, std::memory_order_release);
+      return;
+    }
+    for (int spins = 0; turn_.load(std::memory_order_acquire) == turn; ++spins) {
+      if (spins > 2000) std::this_thread::yield();
+    }
+  }
+
+ private:
+  const int size_;
+  alignas(64) std::atomic<int> arrived_{0};
+  alignas(64) std::atomic<unsigned> turn_{0};
+};
+
+}  // namespace
+
+void run_teams(int64_t tasks, int members, bool parallel, const std::function<void(int64_t, const Team&)>& body) {
+  const auto alone = [&](int64_t task) { body(task, Team{}); };
+  if (members == 1) return run_tasks(tasks, parallel, alone);
+  const int64_t count = tasks * members;
+  std::vector<Barrier> barriers(static_cast<size_t>(tasks), Barrier{members});
+  const auto member = [&](int64_t i) {
+    Barrier& barrier = barriers[i / members];
+    body(i / members, {int(i % members), members, [](void* b) { static_cast<Barrier*>(b)->wait(); }, &barrier});
+  };
+  // A member that waits for one that has no thread would wait for ever. So nothing starts before all have theirs.
+  if (forked.load())
+    return run_together_on_own_threads(count, member, [&] {
+      for (int64_t i = 0; i < tasks; ++i) alone(i);
+    });
+#if AT_PARALLEL_OPENMP
+  at::parallel_for(0, count, 1, [&](int64_t begin, int64_t end) {
+    // at::parallel_for hands thread k the range [k * chunk, (k + 1) * chunk): one each, or there are too few threads.
+    const int64_t thread = at::get_thread_num(), chunk = thread ? begin / thread : end - begin;
+    if (chunk == 1) return member(begin);
+    for (int64_t i = 0; thread == 0 && i < tasks; ++i) alone(i);
+  });
+#else
+  run_tasks(tasks, parallel, alone);  // a thread pool makes no promise that tasks run at the same time
+#endif
+}
+
+// Below this many multiply-adds a second thread costs more than it brings (starting one takes 2-3 us).
+constexpr int64_t worth_a_thread = 100000;
+
+bool worth_threads(const Sizes& n, int gates) { return n.T * n.B * gates * n.H * (n.I + n.P) >= worth_a_thread; }
+
+// Multiply-adds of a step below which sharing it among more threads does not pay: waiting for each other takes about 1 us.
+constexpr int64_t worth_a_member = 50000;
+// Rows that a pass over the weights should serve: below this their way from the cache is what takes the time, and threads that
+// share the rows would each go it.
+constexpr int64_t rows_of_a_pass = 8;
+
+Plan plan(const Sizes& n, int gates, const int64_t* lengths, int64_t threads, int64_t rows_of_a_task) {
   Plan p;
-  p.splits = std::max<int64_t>(1, std::min(threads / n.D, n.B));
+  const int64_t per_direction = std::max<int64_t>(1, threads / n.D);
+  const int64_t passes = std::max<int64_t>(1, std::min(per_direction, n.B / rows_of_a_pass));
+  const int64_t step = gates * n.H * n.P * ((n.B + passes - 1) / passes);
+  p.members = int(std::max<int64_t>(1, std::min(per_direction / passes, step / worth_a_member)));
+  p.splits = std::max<int64_t>(1, std::min(per_direction / p.members, n.B / rows_of_a_task));
   std::vector<int64_t> order(n.B);
   std::iota(order.begin(), order.end(), 0);
   if (lengths) {

@@ -15,13 +15,22 @@ int64_t parallel_tasks();
 // Calls body(0) ... body(count - 1), at the same time where `parallel` and the number of threads allow.
 void run_tasks(int64_t count, bool parallel, const std::function<void(int64_t)>& body);
 
-// One task per direction or, with more threads than directions, several with a share of the rows each. Tasks of direction d are
-// [d * splits, (d + 1) * splits).
+// One task per direction or, with more threads than directions, several with a share of the rows each, and a team of threads
+// for each where the rows are few. Tasks of direction d are [d * splits, (d + 1) * splits), with at least `rows_of_a_task` rows
+// where there are that many.
 struct Plan {
   std::vector<int64_t> index;  // rows of the batch, longest first within each task
   std::vector<Task> tasks;
   int64_t splits;
+  int members;  // threads per task
 };
-Plan plan(const Sizes& n, const int64_t* lengths, int64_t threads);
+Plan plan(const Sizes& n, int gates, const int64_t* lengths, int64_t threads, int64_t rows_of_a_task = 1);
+
+// Whether a layer is large enough for more than one thread.
+bool worth_threads(const Sizes& n, int gates);
+
+// Calls body(task, team) once for every member of the team of every task, all at the same time. Where the system does not give
+// that many threads, each task is done by a team of one.
+void run_teams(int64_t tasks, int members, bool parallel, const std::function<void(int64_t, const Team&)>& body);
 
 }  // namespace birnn

@@ -7,16 +7,16 @@
 namespace birnn {
 namespace BIRNN_NS {
 
-// Calls f(first vector of units, vectors of units, first row, rows, tile) for every tile of [M, K] x panels.
+// Calls f(first vector of units, vectors of units, first row, rows, tile) for every tile of [M, K] x this thread's panels.
 // Each panel is used for all rows while it is in the cache; `backwards` starts at the last panel, so that a matrix larger than
 // a cache finds its tail still there.
 template <class T, class F>
 BIRNN_INLINE void product(Matrix<T>& w, int64_t M, const T* a, int64_t lda, bool backwards, F&& f) {
   if (M == 0) return;
   alignas(64) T out[max_tile_rows * max_tile_vectors * lanes<T>];
-  const int64_t K = w.s.K, panels = w.count();
-  for (int64_t i = 0; i < panels; ++i) {
-    const int64_t p = backwards ? panels - 1 - i : i, after = backwards ? p - 1 : p + 1;
+  const int64_t K = w.s.K, begin = w.begin(), end = w.end();
+  for (int64_t i = begin; i < end; ++i) {
+    const int64_t p = backwards ? begin + end - 1 - i : i, after = backwards ? p - 1 : p + 1;
     const int units = w.units(p), nv = units * w.s.gates;
     if (w.raw) w.pack(p);
     const T* panel = w.at(p);
@@ -33,15 +33,15 @@ BIRNN_INLINE void product(Matrix<T>& w, int64_t M, const T* a, int64_t lda, bool
   if (!w.once) w.raw = nullptr;
 }
 
-// c[m][n] (+)= sum over k of a[k][m] * b[k][n]: a gradient times what it was computed from. a and b have K rows of
-// their own; b is packed (gates = 1); `strip` is room for K * max_tile_rows elements.
+// c[m][n] (+)= sum over k of a[k][m] * b[k][n], begin <= m < M: a gradient times what it was computed from. a and b have K
+// rows of their own; b is packed (gates = 1); `strip` is room for K * max_tile_rows elements.
 template <class T>
-BIRNN_INLINE void product_transposed(const Shape& w, const T* packed, int64_t M, const T* a, int64_t lda, T* c, int64_t ldc,
-                                     bool add, T* strip) {
+BIRNN_INLINE void product_transposed(const Shape& w, const T* packed, int64_t begin, int64_t M, const T* a, int64_t lda, T* c,
+                                     int64_t ldc, bool add, T* strip) {
   alignas(64) T out[max_tile_rows * max_tile_vectors * lanes<T>];
   constexpr int L = lanes<T>;
-  const int64_t vectors = w.vectors<T>(), count = divide_up(M, tile_rows(w.wide));
-  for (int64_t t = 0, m = 0; t < count; ++t) {
+  const int64_t vectors = w.vectors<T>(), count = divide_up(M - begin, tile_rows(w.wide));
+  for (int64_t t = 0, m = begin; t < count; ++t) {
     const int rows = int((M - m) / (count - t));
     for (int64_t k = 0; k < w.K; ++k) {  // [K][rows], so that the micro-kernel reads consecutive addresses
       for (int r = 0; r < rows; ++r) strip[k * rows + r] = a[k * lda + m + r];

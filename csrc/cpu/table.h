@@ -12,15 +12,16 @@ struct ForwardKernel {
   int64_t (*packed_size)(const Sizes&);
   void (*pack)(const Forward<T>&, int dir, T* packed);
   int64_t (*scratch_size)(const Forward<T>&, const Task&, int64_t l2_bytes);
-  void (*run)(const Forward<T>&, const Task&, bool packed, T* memory, T* scratch, int64_t l2_bytes);
+  void (*run)(const Forward<T>&, const Task&, const Team&, bool packed, T* memory, T* scratch, int64_t l2_bytes);
 };
 
 template <class T>
 struct BackwardKernel {
   int64_t (*packed_size)(const Backward<T>&);
   void (*pack)(const Backward<T>&, int dir, T* packed);
-  int64_t (*scratch_size)(const Backward<T>&, const Task&, int64_t l2_bytes);
-  void (*run)(const Backward<T>&, const Task&, const Gradients<T>&, bool packed, T* memory, T* scratch, int64_t l2_bytes);
+  int64_t (*scratch_size)(const Backward<T>&, const Task&, const Team&, int64_t l2_bytes);
+  void (*run)(const Backward<T>&, const Task&, const Team&, const Gradients<T>&, bool packed, T* memory, T* scratch,
+              int64_t l2_bytes);
 };
 
 template <class T>
