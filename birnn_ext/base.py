@@ -9,7 +9,6 @@ Weights are looked up by name at every call, and no list of them is kept, so par
 torch.func.functional_call, tying and plain assignment need no care here.
 """
 
-import math
 import numbers
 import warnings
 
@@ -17,7 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from . import packed
+from . import init as starts
+from . import packed, variants
 from .functional import birnn
 from .ops import GATES
 
@@ -31,8 +31,21 @@ class RNNBase(nn.Module):
     Raises, as torch.nn does:
         TypeError: bias or batch_first that is no bool, a size that is no int.
         ValueError: a size below one, dropout outside [0, 1], a projection that does not fit or is not of an
-            LSTM, an unknown mode.
+            LSTM, an unknown mode, a variant (`birnn_ext.variants`) that the layer cannot have.
     """
+
+    # Only what differs from these is stored in a layer: one pickled by an earlier version, or converted from
+    # torch.nn, has none of it.
+    variant = None
+    init = "torch"
+    unit_forget_bias = False
+    recompute = False
+    _norm_names = ()
+    merge_mode = variants.Option()
+    recurrent_dropout = variants.Option()
+    zoneout = variants.Option()
+    weight_drop = variants.Option()
+    layer_norm = variants.Option()
 
     def __init__(
         self,
@@ -47,6 +60,15 @@ class RNNBase(nn.Module):
         proj_size=0,
         device=None,
         dtype=None,
+        *,
+        merge_mode="concat",
+        recurrent_dropout=0.0,
+        zoneout=0.0,
+        weight_drop=0.0,
+        layer_norm=False,
+        init="torch",
+        unit_forget_bias=False,
+        recompute=False,
     ):
         super().__init__()
         self.mode = mode
@@ -59,23 +81,42 @@ class RNNBase(nn.Module):
         self.bidirectional = bidirectional
         self.proj_size = proj_size
         self._check_construction(dropout)
+        variant = variants.Variant(merge_mode, recurrent_dropout, zoneout, weight_drop, layer_norm)
+        variant.check(mode, bidirectional)
+        if variant != variants.PLAIN:
+            self.variant = variant
+        starts.check(init, unit_forget_bias, mode, bias)
+        if init != "torch":
+            self.init = init
+        if unit_forget_bias:
+            self.unit_forget_bias = True
+        if not isinstance(recompute, bool):
+            raise TypeError(f"recompute should be of type bool, got: {type(recompute).__name__}")
+        if recompute:
+            self.recompute = True
 
         D = 2 if bidirectional else 1
         rows = GATES[mode] * hidden_size
         P = proj_size or hidden_size
+        norms = variants.norm_shapes(mode, hidden_size, bias) if layer_norm else {}
         self._all_weights = []
+        if norms:
+            self._norm_names = []
         for layer in range(num_layers):
-            features = input_size if layer == 0 else D * P
+            features = input_size if layer == 0 else variant.features(D, P)
             shapes = {"weight_ih": (rows, features), "weight_hh": (rows, P)}
             if bias:
                 shapes |= {"bias_ih": (rows,), "bias_hh": (rows,)}
             if proj_size:
                 shapes["weight_hr"] = (proj_size, hidden_size)
             for suffix in ("", "_reverse")[:D]:
-                names = {f"{kind}_l{layer}{suffix}": shape for kind, shape in shapes.items()}
+                names = {f"{kind}_l{layer}{suffix}": shape for kind, shape in (shapes | norms).items()}
                 for name, shape in names.items():
                     setattr(self, name, nn.Parameter(torch.empty(shape, device=device, dtype=dtype)))
-                self._all_weights.append(list(names))
+                names = list(names)
+                self._all_weights.append(names[: len(shapes)])
+                if norms:
+                    self._norm_names.append(names[len(shapes) :])
         self._flat_weights_names = [name for names in self._all_weights for name in names]
         self.reset_parameters()
 
@@ -108,14 +149,12 @@ class RNNBase(nn.Module):
             raise ValueError(PROJECTION_ERROR)
 
     def reset_parameters(self):
-        """Draws every weight from U(-1/sqrt(H), 1/sqrt(H)), in the order of registration."""
-        bound = 1.0 / math.sqrt(self.hidden_size)
-        for weight in self.parameters():
-            nn.init.uniform_(weight, -bound, bound)
+        """Draws every weight from U(-1/sqrt(H), 1/sqrt(H)), in the order of registration; see `birnn_ext.init`."""
+        starts.reset(self)
 
     # ------------------------------------------------------------------------------------------- forward
 
-    def forward(self, input, hx=None, lengths=None):
+    def forward(self, input, hx=None, lengths=None, *, reset=None, return_states=False):
         """Runs the layer.
 
         With T steps, B rows, I = input_size, H = hidden_size, P = proj_size or H, D directions,
@@ -129,12 +168,17 @@ class RNNBase(nn.Module):
                 reverse direction starts from it at its last step.
             lengths: steps of each row: an integer tensor or list of B entries in any order, each 0..T; every
                 row has T steps if None. Not together with a PackedSequence, which carries its own.
+            reset: bool [T, B] in the layout of the input: True where a step is the first of an episode. The forward
+                direction starts such a step from a state of zeros, the reverse direction the step before it: both
+                compute what they would on each episode alone.
+            return_states: whether the state after every step is returned, third.
 
         Returns:
             ``output, h_n``, for LSTM ``output, (h_n, c_n)``. output [T, B, D*P] in the layout of the input,
             forward direction first, zero beyond a row's length; or a PackedSequence where the input is one.
             States have the shapes of hx and are those after the last step of each row: a row of length 0
-            returns its initial state.
+            returns its initial state. With `return_states` a third: h [T, B, L*D, P], for LSTM ``(h, c)`` with c
+            [T, B, L*D, H], in the layout of the input and zero where output is.
 
         Raises, with torch.nn's type and text where torch.nn has one:
             TypeError: an argument of the wrong kind.
@@ -144,7 +188,7 @@ class RNNBase(nn.Module):
         Source: torch.nn.RNN, GRU and LSTM in PyTorch 2.13; `lengths` is ours.
         """
         if isinstance(input, PackedSequence):
-            return self._forward_packed(input, hx, lengths)
+            return self._forward_packed(input, hx, lengths, reset, return_states)
         if not isinstance(input, Tensor):
             raise TypeError(f"{self._kind}: input should be a Tensor or a PackedSequence, got {type(input).__name__}")
         rank = input.dim()
@@ -154,7 +198,7 @@ class RNNBase(nn.Module):
         if hx is not None:
             self._check_hx(hx, rank)
         if rank == 3:
-            return self._run(input, hx, lengths)
+            return self._run(input, hx, lengths, reset, return_states)
 
         batch_dim = 0 if self.batch_first else 1
         if isinstance(lengths, numbers.Integral) or (isinstance(lengths, Tensor) and lengths.dim() == 0):
@@ -163,12 +207,14 @@ class RNNBase(nn.Module):
             hx = hx.unsqueeze(1)
         elif hx is not None:
             hx = tuple(state.unsqueeze(1) for state in hx)
-        output, state = self._run(input.unsqueeze(batch_dim), hx, lengths)
-        squeezed = state.squeeze(1) if isinstance(state, Tensor) else tuple(s.squeeze(1) for s in state)
-        return output.squeeze(batch_dim), squeezed
+        if isinstance(reset, Tensor) and reset.dim() == 1:
+            reset = reset.unsqueeze(batch_dim)
+        output, state, *states = self._run(input.unsqueeze(batch_dim), hx, lengths, reset, return_states)
+        output, *states = (_each(part, lambda t: t.squeeze(batch_dim)) for part in (output, *states))
+        return output, _each(state, lambda t: t.squeeze(1)), *states
 
-    def _run(self, input, hx, lengths):
-        """Batched input, states and lengths as they came -> output, h_n or (h_n, c_n)."""
+    def _run(self, input, hx, lengths, reset, return_states):
+        """Batched input, states and lengths as they came -> output, h_n or (h_n, c_n), and the states if asked for."""
         self.check_forward_args(input, hx, None)
         weights = self._layers()
         self._check_tensors(input, hx, weights)
@@ -176,13 +222,11 @@ class RNNBase(nn.Module):
         if lengths is not None:
             B, T = input.shape[:2] if batch_first else (input.size(1), input.size(0))
             lengths = packed.normalise_lengths(lengths, T, B, input.device)
-        output, h_n, c_n = birnn(
-            input, hx, lengths, weights,
-            mode=self.mode, batch_first=batch_first, dropout=self.dropout, training=self.training,
-        )  # fmt: skip
-        return output, h_n if c_n is None else (h_n, c_n)
+        if reset is not None:
+            reset = variants.normalise_reset(reset, input.shape[:2], input.device)
+        return self._compute(input, hx, lengths, weights, reset, return_states, batch_first)
 
-    def _forward_packed(self, input, hx, lengths):
+    def _forward_packed(self, input, hx, lengths, reset, return_states):
         if lengths is not None:
             raise ValueError("lengths should be None for a PackedSequence, which carries its own lengths")
         if hx is not None:
@@ -191,8 +235,29 @@ class RNNBase(nn.Module):
         weights = self._layers()
         self._check_tensors(input.data, hx, weights)
         padded, lengths = packed.to_padded(input)
-        output, h_n, c_n = birnn(padded, hx, lengths, weights, mode=self.mode, dropout=self.dropout, training=self.training)
-        return packed.to_packed(output, input), h_n if c_n is None else (h_n, c_n)
+        if reset is not None:
+            reset = variants.unpack_reset(reset, lengths)
+        output, state, *states = self._compute(padded, hx, lengths, weights, reset, return_states, False)
+        output, *states = (_each(part, lambda t: packed.to_packed(t, input)) for part in (output, *states))
+        return output, state, *states
+
+    def _compute(self, input, hx, lengths, weights, reset, return_states, batch_first):
+        """Arguments that are in form -> what `_run` returns."""
+        if self.variant is None and reset is None and not return_states:
+            output, h_n, c_n = birnn(
+                input, hx, lengths, weights,
+                mode=self.mode, batch_first=batch_first, dropout=self.dropout, training=self.training, recompute=self.recompute,
+            )  # fmt: skip
+            return output, h_n if c_n is None else (h_n, c_n)
+        if self._norm_names:
+            norms = iter(self._norm_names)
+            weights = tuple(
+                tuple((*held, *(getattr(self, name) for name in next(norms))) for held in directions) for directions in weights
+            )
+        return variants.birnn(
+            input, hx, lengths, weights, variant=self.variant, reset=reset, return_states=return_states,
+            mode=self.mode, batch_first=batch_first, dropout=self.dropout, training=self.training, recompute=self.recompute,
+        )  # fmt: skip
 
     def _layers(self):
         """The weights of now: L tuples of D tuples (w_ih, w_hh, b_ih | None, b_hh | None, w_hr | None)."""
@@ -337,4 +402,12 @@ class RNNBase(nn.Module):
         usual = {"proj_size": 0, "num_layers": 1, "bias": True, "batch_first": False, "dropout": 0}
         usual["bidirectional"] = False
         unusual = [f"{name}={getattr(self, name)}" for name, value in usual.items() if getattr(self, name) != value]
+        asked = {} if self.variant is None else self.variant.asked()
+        asked |= {name: getattr(self, name) for name in ("init", "unit_forget_bias", "recompute") if name in vars(self)}
+        unusual += [f"{name}={value!r}" for name, value in asked.items()]
         return ", ".join([str(self.input_size), str(self.hidden_size), *unusual])
+
+
+def _each(value, change):
+    """change(value), or that of every part of a tuple."""
+    return tuple(map(change, value)) if isinstance(value, tuple) else change(value)

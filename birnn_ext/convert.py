@@ -51,13 +51,18 @@ def revert(model):
 
     Raises:
         TypeError: `model` is no torch.nn.Module.
+        ValueError: a layer has a variant, which torch.nn's does not; then no layer is changed.
     """
-    for layer, plain in _layers(model, "revert"):
-        if plain in (ours.RNN, ours.GRU, ours.LSTM, ours.BiRNN):
-            if plain is ours.BiRNN and layer.mode.startswith("RNN_"):
-                layer.nonlinearity = layer.mode.removeprefix("RNN_").lower()
-            _give_class(layer, TO_TORCH[layer.mode])
-            layer._init_flat_weights()
+    own = [found for found in _layers(model, "revert") if found[1] in (ours.RNN, ours.GRU, ours.LSTM, ours.BiRNN)]
+    for layer, plain in own:
+        if layer.variant is not None:
+            asked = ", ".join(f"{name}={value!r}" for name, value in layer.variant.asked().items())
+            raise ValueError(f"revert: torch.nn has no {plain.__name__} with {asked}")
+    for layer, plain in own:
+        if plain is ours.BiRNN and layer.mode.startswith("RNN_"):
+            layer.nonlinearity = layer.mode.removeprefix("RNN_").lower()
+        _give_class(layer, TO_TORCH[layer.mode])
+        layer._init_flat_weights()
     return model
 
 

@@ -5,6 +5,7 @@ It knows neither modules nor argument errors (`birnn_ext.module`), nor how a lay
 """
 
 from contextlib import nullcontext
+from functools import partial
 
 import torch
 from torch.nn.functional import dropout as drop
@@ -12,7 +13,7 @@ from torch.nn.functional import dropout as drop
 from . import ops
 
 
-def birnn(input, hx, lengths, weights, *, mode, batch_first=False, dropout=0.0, training=False, recompute=False):
+def birnn(input, hx, lengths, weights, *, mode, batch_first=False, dropout=0.0, training=False, recompute=False, layer=None):
     """Runs L stacked recurrent layers of D directions each.
 
     Args:
@@ -26,6 +27,7 @@ def birnn(input, hx, lengths, weights, *, mode, batch_first=False, dropout=0.0, 
         dropout: probability with which an output of every layer but the last is zeroed, while ``training``.
         recompute: keep only inputs and outputs of the layers for backward, which computes the gates once more. GRU keeps
             a fifth then, LSTM a sixth, of what it keeps else; a training step takes about a third longer.
+        layer: what computes one layer, called and answering as :func:`birnn_ext.ops.layer`, which it is by default.
 
     Returns:
         output [T, B, D*P] ([B, T, D*P]); h_n [L*D, B, P]; c_n [L*D, B, H] for LSTM, else None.
@@ -33,37 +35,39 @@ def birnn(input, hx, lengths, weights, *, mode, batch_first=False, dropout=0.0, 
     Source: torch.nn.RNN, GRU and LSTM in PyTorch 2.13.
     """
     dtype = ops.converted(input, mode)
-    options = mode, batch_first, dropout if training else 0.0, recompute
+    options = mode, batch_first, dropout if training else 0.0, recompute, layer
     if dtype is None:
         return _stack(input, hx, lengths, weights, *options)
 
-    def widen(t):  # also a tuple of tensors, or None
-        return tuple(map(widen, t)) if isinstance(t, (tuple, list)) else t if t is None else t.float()
-
     with torch.autocast(input.device.type, enabled=False) if torch._C._is_any_autocast_enabled() else nullcontext():
-        results = _stack(widen(input), widen(hx), lengths, widen(weights), *options)
-        return tuple(r if r is None else r.to(dtype) for r in results)
+        results = _stack(*(cast(part, torch.float32) for part in (input, hx)), lengths, cast(weights, torch.float32), *options)
+        return cast(results, dtype)
 
 
-def _stack(input, hx, lengths, weights, mode, batch_first, dropout, recompute):
+def cast(value, dtype):
+    """A tensor, None, or a nest of tuples of such, in this dtype."""
+    if isinstance(value, (tuple, list)):
+        return tuple([cast(part, dtype) for part in value])
+    return None if value is None else value.to(dtype)
+
+
+def _stack(input, hx, lengths, weights, mode, batch_first, dropout, recompute, compute):
+    in_place = compute is None and len(weights) > 1 and ops.in_place(input)
+    compute = compute or partial(ops.layer, recompute=recompute)
     h0, c0 = hx if mode == "LSTM" and hx is not None else (hx, None)
     if len(weights) == 1:
-        return ops.layer(input, h0, c0, lengths, weights[0], mode=mode, batch_first=batch_first, recompute=recompute)
+        return compute(input, h0, c0, lengths, weights[0], mode=mode, batch_first=batch_first)
     D = len(weights[0])
     none = (None,) * len(weights)
     h0 = none if h0 is None else h0.split(D)
     c0 = none if c0 is None else c0.split(D)
     # In eager mode each layer writes its final states to their place among those of all layers.
-    in_place = ops.in_place(input)
     h_n, c_n = _room_for_states(input.size(0 if batch_first else 1), weights, mode, input) if in_place else ([], [])
     for layer, directions in enumerate(weights):
         if layer > 0 and dropout > 0:
             input = drop(input, dropout)
-        states = (layer * D, h_n, c_n) if in_place else None
-        input, h, c = ops.layer(
-            input, h0[layer], c0[layer], lengths, directions,
-            mode=mode, batch_first=batch_first, states=states, recompute=recompute,
-        )  # fmt: skip
+        into = {"states": (layer * D, h_n, c_n)} if in_place else {}
+        input, h, c = compute(input, h0[layer], c0[layer], lengths, directions, mode=mode, batch_first=batch_first, **into)
         if in_place:
             h_n, c_n = h, c
         else:

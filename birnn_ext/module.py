@@ -21,6 +21,22 @@ class RNN(RNNBase):
         bidirectional: a second direction from the last step to the first, behind the first in the output.
         device, dtype: of the parameters.
 
+    By keyword, and none of it in torch.nn (equations, sources and examples: docs/variants.md):
+        merge_mode: how the directions become one output: ``"concat"``, ``"sum"``, ``"mean"``, ``"mul"``, or None for
+            a pair ``(forward, reverse)``. A merged output has P features, and so has the input of the next layer; a
+            pair comes from the last layer only.
+        recurrent_dropout: probability of zeroing a unit of h before the recurrent product, by one mask for each row,
+            layer and direction, in training.
+        zoneout: probability with which a unit keeps its old value at a step; for LSTM also a pair, for h and for c.
+            Outside training the expectation is taken.
+        weight_drop: probability of zeroing an element of ``weight_hh_l{k}``, once for each call, in training.
+        layer_norm: normalises the two shares of the gates, and an LSTM's c before its output; adds parameters
+            ``gain_ih_l{k}`` and ``gain_hh_l{k}`` [G*H], for LSTM ``gain_c_l{k}`` and, with bias, ``bias_c_l{k}`` [H].
+        init: how ``weight_hh_l{k}`` starts, ``"torch"`` or ``"orthogonal"``.
+        unit_forget_bias: whether an LSTM's bias of the forget gate starts at one.
+        recompute: keep no gates for backward, which computes them once more: GRU keeps a fifth, LSTM a sixth of the memory
+            between forward and backward; a training step takes about a third longer. The numbers are the same.
+
     Parameters, for layer k and, with the suffix ``_reverse``, its second direction: ``weight_ih_l{k}`` [H, I]
     (behind the first layer [H, D*H]), ``weight_hh_l{k}`` [H, H], ``bias_ih_l{k}``, ``bias_hh_l{k}`` [H].
 
@@ -85,6 +101,8 @@ class BiRNN(RNNBase):
         input_size, hidden_size, num_layers, bias, batch_first, dropout, proj_size, device, dtype: as in
             :class:`LSTM`.
         mode: ``"GRU"``, ``"LSTM"``, ``"RNN_TANH"`` or ``"RNN_RELU"``.
+        merge_mode, recurrent_dropout, zoneout, weight_drop, layer_norm, init, unit_forget_bias, recompute: as in
+            :class:`RNN`.
 
     Parameters, errors and call are those of torch.nn's layer of that mode with ``bidirectional=True``.
     """
@@ -102,10 +120,20 @@ class BiRNN(RNNBase):
         proj_size=0,
         device=None,
         dtype=None,
+        merge_mode="concat",
+        recurrent_dropout=0.0,
+        zoneout=0.0,
+        weight_drop=0.0,
+        layer_norm=False,
+        init="torch",
+        unit_forget_bias=False,
+        recompute=False,
     ):
         super().__init__(
             mode, input_size, hidden_size, num_layers, bias, batch_first, dropout,
             bidirectional=True, proj_size=proj_size, device=device, dtype=dtype,
+            merge_mode=merge_mode, recurrent_dropout=recurrent_dropout, zoneout=zoneout, weight_drop=weight_drop,
+            layer_norm=layer_norm, init=init, unit_forget_bias=unit_forget_bias, recompute=recompute,
         )  # fmt: skip
 
     def extra_repr(self):

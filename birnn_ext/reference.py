@@ -1,9 +1,10 @@
 """One recurrent layer in plain differentiable PyTorch: the definition that every kernel is held to.
 
 Two sections. CELL is one step of a mode, from gate pre-activations and state to the next state. LAYER sweeps
-a cell through time, once per direction. Everything is out of place and free of data-dependent Python, so it
-runs in any dtype, on any device, under torch.func, and can be differentiated as often as one likes; in
-float64 it is the oracle of the tests.
+a step through time, once per direction; the step is a cell with its products, or one that varies them
+(`birnn_ext.variants`). Everything is out of place and free of data-dependent Python, so it runs in any dtype, on
+any device, under torch.func, and can be differentiated as often as one likes; in float64 it is the oracle of the
+tests.
 
 It is not fast, it does not check its arguments (`birnn_ext.module` does), and it imports nothing but torch.
 
@@ -40,11 +41,11 @@ def gru(x, h, state):
     return (n + z * (state[0] - n),)
 
 
-def lstm(x, h, state):
-    """c' = f c_{t-1} + i g, h' = o tanh(c')"""
+def lstm(x, h, state, shown=None):
+    """c' = f c_{t-1} + i g, h' = o tanh(c'); with `shown` (of layer_norm) h' = o tanh(shown(c'))"""
     i, f, g, o = (x + h).chunk(4, -1)
     c = torch.sigmoid(f) * state[1] + torch.sigmoid(i) * torch.tanh(g)
-    return torch.sigmoid(o) * torch.tanh(c), c
+    return torch.sigmoid(o) * torch.tanh(c if shown is None else shown(c)), c
 
 
 CELLS = {"RNN_TANH": rnn_tanh, "RNN_RELU": rnn_relu, "LSTM": lstm, "GRU": gru}
@@ -52,28 +53,38 @@ CELLS = {"RNN_TANH": rnn_tanh, "RNN_RELU": rnn_relu, "LSTM": lstm, "GRU": gru}
 # ------------------------------------------------------------------------------------------------------ LAYER
 
 
-def sweep(cell, input, state, valid, weights, reverse):
-    """One direction through time: input [T, B, I], valid [T, B, 1] | None -> output [T, B, P], state."""
+def plain(d, input, weights, mode):
+    """Direction d without variants: the input's share x [T, B, G*H] of the gates, and step(t, x_t, state) -> state."""
     w_ih, w_hh, b_ih, b_hh, w_hr = weights
-    steps = range(input.size(0))
-    x = linear(input, w_ih, b_ih).unbind(0)
-    output = [None] * len(x)
+    cell = CELLS[mode]
+
+    def step(t, x, state):
+        new = cell(x, linear(state[0], w_hh, b_hh), state)
+        return new if w_hr is None else (linear(new[0], w_hr), *new[1:])
+
+    return linear(input, w_ih, b_ih), step
+
+
+def sweep(step, x, state, valid, reverse):
+    """One direction through time: x [T, B, G*H], valid [T, B, 1] | None -> what each step computed, and the last state.
+
+    The first is a list of T states; beyond a row's length it holds whatever the step made of the padding.
+    """
+    x = x.unbind(0)
+    steps = range(len(x))
+    every = [None] * len(x)
     for t in reversed(steps) if reverse else steps:
-        new = cell(x[t], linear(state[0], w_hh, b_hh), state)
-        if w_hr is not None:
-            new = (linear(new[0], w_hr), *new[1:])
-        if valid is None:
-            state, output[t] = new, new[0]
-        else:
+        new = every[t] = step(t, x[t], state)
+        if valid is not None:
             # A row outside its length keeps its state: going backwards that holds the initial state until the
             # row begins, going forwards it carries the state of the last step to the end.
-            state = tuple(torch.where(valid[t], now, before) for now, before in zip(new, state, strict=True))
-            output[t] = torch.where(valid[t], new[0], 0)
-    return torch.stack(output), state
+            new = tuple(torch.where(valid[t], now, before) for now, before in zip(new, state, strict=True))
+        state = new
+    return every, state
 
 
-def layer(input, h0, c0, lengths, weights, *, mode, batch_first=False):
-    """One layer with all its directions; the same call as `birnn_ext.ops.layer`.
+def layer(input, h0, c0, lengths, weights, *, mode, batch_first=False, direction=plain, every_c=False):
+    """One layer with all its directions; the same call as `birnn_ext.ops.layer`, and two arguments more.
 
     Args:
         input: [T, B, I], or [B, T, I] with ``batch_first``; T at least 1.
@@ -83,13 +94,14 @@ def layer(input, h0, c0, lengths, weights, *, mode, batch_first=False):
         weights: D tuples ``(w_ih [G*H, I], w_hh [G*H, P], b_ih [G*H] | None, b_hh [G*H] | None,
             w_hr [P, H] | None)``.
         mode: ``"RNN_TANH"``, ``"RNN_RELU"``, ``"LSTM"`` or ``"GRU"``.
+        direction: what one direction computes, called and answering as :func:`plain`, which it is by default.
+        every_c: whether the c of every step is returned too, fourth; LSTM only.
 
     Returns:
         output [T, B, D*P] ([B, T, D*P]), zero beyond a row's length; h_n [D, B, P]; c_n [D, B, H] for LSTM,
         else None. The states are those after the last step that a row took; a row of length 0 hands its
-        initial state through.
+        initial state through. With ``every_c`` also c [T, B, D*H] ([B, T, D*H]), zero where output is.
     """
-    cell = CELLS[mode]
     if batch_first:
         input = input.transpose(0, 1)
     T, B = input.shape[:2]
@@ -99,16 +111,21 @@ def layer(input, h0, c0, lengths, weights, *, mode, batch_first=False):
         # Padding may hold anything, NaN included; a mask behind the cell would stop its value but not its
         # gradient.
         input = torch.where(valid, input, 0)
-    outputs, states = [], []
-    for d, direction in enumerate(weights):
-        w_hh, w_hr = direction[1], direction[4]
+    sweeps = []
+    for d, held in enumerate(weights):
+        w_hh, w_hr = held[1], held[4]
         state = (input.new_zeros(B, w_hh.size(1)) if h0 is None else h0[d],)
         if mode == "LSTM":
             hidden_size = w_hh.size(1) if w_hr is None else w_hr.size(1)
             state += (input.new_zeros(B, hidden_size) if c0 is None else c0[d],)
-        output, state = sweep(cell, input, state, valid, direction, reverse=d == 1)
-        outputs.append(output)
-        states.append(state)
-    output = torch.cat(outputs, -1)
-    h_n, *c_n = (torch.stack(parts) for parts in zip(*states, strict=True))
-    return output.transpose(0, 1) if batch_first else output, h_n, c_n[0] if c_n else None
+        x, step = direction(d, input, held, mode)
+        sweeps.append(sweep(step, x, state, valid, reverse=d == 1))
+
+    def over_time(part):
+        joined = torch.cat([torch.stack([state[part] for state in every]) for every, _ in sweeps], -1)
+        joined = joined if valid is None else torch.where(valid, joined, 0)
+        return joined.transpose(0, 1) if batch_first else joined
+
+    h_n, *c_n = (torch.stack(parts) for parts in zip(*(state for _, state in sweeps), strict=True))
+    results = over_time(0), h_n, c_n[0] if c_n else None
+    return (*results, over_time(1)) if every_c else results

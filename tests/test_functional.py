@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+import birnn_ext
 from birnn_ext import functional, ops
 
 T, B, I, H = 5, 3, 4, 6  # noqa: E741
@@ -177,3 +178,16 @@ def test_recomputed_gates_in_transforms_and_second_derivatives():
     ):
         expected, found = transform(loss), transform(lambda x: loss(x, recompute=True))
         torch.testing.assert_close(found, expected)
+
+
+def test_recompute_as_an_option_of_the_layer():
+    plain = birnn_ext.GRU(I, H, 2)
+    ours = birnn_ext.GRU(I, H, 2, recompute=True)
+    ours.load_state_dict(plain.state_dict())
+    assert "recompute=True" in repr(ours) and "recompute" not in repr(plain)
+    x = torch.randn(T, B, I)
+    for layer in (plain, ours):
+        layer(x)[0].square().sum().backward()
+    assert all(torch.equal(a.grad, b.grad) for a, b in zip(plain.parameters(), ours.parameters(), strict=True))
+    with pytest.raises(TypeError, match="recompute should be of type bool, got: int"):
+        birnn_ext.GRU(I, H, recompute=1)
