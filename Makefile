@@ -20,7 +20,7 @@ FORMATTED := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.inl' -o 
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help demo test build lint format clean
+.PHONY: help demo test build docs wheel lint format clean
 help:  ## list the commands
 	@sed -nE 's/^([a-z]+):.*## (.*)/make \1\t\2/p' Makefile | expand -t 16
 
@@ -32,10 +32,26 @@ test: $(READY)  ## run the tests
 
 build: $(READY)  ## compile the library and install it in .venv, editable
 
-lint: $(PACKAGES)  ## check style and format of Python and C++
+docs: $(READY)  ## build the site into docs/_build/html; a warning is an error
+	$(BIN)/python -m sphinx -q -W --keep-going -b html docs docs/_build/html
+
+# From the sdist, so that it is known to build.
+wheel: $(READY)  ## build dist/*.tar.gz and, from it, dist/*.whl; try the wheel where there is no compiler
+	@rm -rf dist build/sdist && mkdir -p build/sdist
+	@$(BIN)/python -c 'from setuptools import build_meta as b; b.build_sdist("dist")' > build/sdist/log 2>&1 \
+	  || { cat build/sdist/log; exit 1; }
+	@echo "Compiling from the sdist: a minute or two."
+	@tar -xzf dist/*.tar.gz -C build/sdist --strip-components=1
+	@cd build/sdist && $(abspath $(BIN))/python -c 'from setuptools import build_meta as b; b.build_wheel("../../dist")' > log 2>&1 \
+	  || { cat log; exit 1; }
+	BIRNN_WHEEL=$$(ls dist/*.whl) $(BIN)/python -m pytest -q tests/test_wheel.py
+	@ls dist
+
+lint: $(PACKAGES)  ## check style and format of Python and C++, and types
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/clang-format --dry-run --Werror $(FORMATTED)
+	$(BIN)/mypy
 
 format: $(PACKAGES)  ## put Python and C++ into format
 	$(BIN)/ruff check --fix
@@ -43,7 +59,7 @@ format: $(PACKAGES)  ## put Python and C++ into format
 	$(BIN)/clang-format -i $(FORMATTED)
 
 clean:  ## remove what was compiled (not .venv)
-	rm -rf build dist *.egg-info birnn_ext/_C*.so $(READY)
+	rm -rf build dist *.egg-info birnn_ext/_C*.so birnn_ext/_built.py docs/_build docs/_generated $(READY)
 
 # Only once: an editable install finds each later library by itself.
 $(INSTALLED): $(PACKAGES) setup.py pyproject.toml | $(LIBRARY)

@@ -1,6 +1,6 @@
 """Builds birnn_ext with its one C++ extension, birnn_ext._C, against the torch that is installed.
 
-Not here: name, version and dependencies (pyproject.toml), and the choice of instruction set, which is made at
+Not here: name and version (pyproject.toml), and the choice of instruction set, which is made at
 run time (csrc/cpu/dispatch.cpp): nothing is tuned to the machine that builds.
 
 Environment:
@@ -162,6 +162,11 @@ class Build(cpp_extension.BuildExtension):
         # Left alone, torch compiles with c++ and setuptools links with whatever Python was built by.
         os.environ["CXX"] = shlex.join(compiler())
         super().run()
+        # Beside the library: which torch it fits must be known before it is loaded (birnn_ext/library.py).
+        folder = Path(self.get_ext_fullpath("birnn_ext._C")).parent
+        (folder / "_built.py").write_text(f'"""Written by setup.py."""\n\nTORCH = "{torch.__version__}"\n')
 
 
-setup(ext_modules=[extension()], cmdclass={"build_ext": Build})
+# The C++ interface of torch changes from one minor version to the next, so what is compiled here fits this one alone.
+MINOR = ".".join(torch.__version__.split(".")[:2])
+setup(ext_modules=[extension()], cmdclass={"build_ext": Build}, install_requires=[f"torch=={MINOR}.*"])

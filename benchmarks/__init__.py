@@ -5,9 +5,8 @@ repository.
     problem     the numbers of one case: weights, inputs, lengths
     contenders  who competes: birnn_ext and torch.nn; peers has ONNX Runtime and OpenVINO
     check       nobody is timed before being right
-    clock       how time is taken, and the statistics of it
     machine     what the machine is, how fast it is right now, and the floor that follows
-    run, plot, compare, demo    the commands
+    run, plot, table, compare, demo    the commands
 
-Not installed with the package.
+How time is taken, and the statistics of it: birnn_ext/clock.py. Not installed with the package.
 """

@@ -9,7 +9,7 @@ import json
 import sys
 from pathlib import Path
 
-from .clock import geometric_mean
+from birnn_ext.clock import geometric_mean
 
 ALLOWED = 0.10
 

@@ -20,9 +20,10 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
+from birnn_ext.clock import geometric_mean, interleave, ratio, spread
+
 from . import machine
 from .check import CheckFailed, Judge
-from .clock import geometric_mean, interleave, ratio, spread
 from .contenders import OURS, THEIRS, Ours, Torch
 from .peers import PEERS
 from .problem import INPUTS, draw

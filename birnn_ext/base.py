@@ -11,6 +11,8 @@ torch.func.functional_call, tying and plain assignment need no care here.
 
 import numbers
 import warnings
+from collections.abc import Sequence
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +23,7 @@ from . import packed, variants
 from .functional import birnn
 from .ops import GATES
 
+Lengths: TypeAlias = Tensor | Sequence[int] | int | None
 BATCHED = {2: "unbatched 2-D", 3: "batched 3-D"}
 PROJECTION_ERROR = "proj_size argument is only supported for LSTM, not RNN or GRU"
 
@@ -28,7 +31,9 @@ PROJECTION_ERROR = "proj_size argument is only supported for LSTM, not RNN or GR
 class RNNBase(nn.Module):
     """What the four layers share; not built directly. Its arguments are the mode, then those of LSTM.
 
-    Raises, as torch.nn does:
+    What it refuses, torch.nn refuses in the same words.
+
+    Raises:
         TypeError: bias or batch_first that is no bool, a size that is no int.
         ValueError: a size below one, dropout outside [0, 1], a projection that does not fit or is not of an
             LSTM, an unknown mode, a variant (`birnn_ext.variants`) that the layer cannot have.
@@ -40,7 +45,7 @@ class RNNBase(nn.Module):
     init = "torch"
     unit_forget_bias = False
     recompute = False
-    _norm_names = ()
+    _norm_names: Sequence[list[str]] = ()
     merge_mode = variants.Option()
     recurrent_dropout = variants.Option()
     zoneout = variants.Option()
@@ -49,27 +54,27 @@ class RNNBase(nn.Module):
 
     def __init__(
         self,
-        mode,
-        input_size,
-        hidden_size,
-        num_layers=1,
-        bias=True,
-        batch_first=False,
-        dropout=0.0,
-        bidirectional=False,
-        proj_size=0,
-        device=None,
-        dtype=None,
+        mode: str,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        proj_size: int = 0,
+        device: torch.types.Device = None,
+        dtype: torch.dtype | None = None,
         *,
-        merge_mode="concat",
-        recurrent_dropout=0.0,
-        zoneout=0.0,
-        weight_drop=0.0,
-        layer_norm=False,
-        init="torch",
-        unit_forget_bias=False,
-        recompute=False,
-    ):
+        merge_mode: str | None = "concat",
+        recurrent_dropout: float = 0.0,
+        zoneout: float | tuple[float, float] = 0.0,
+        weight_drop: float = 0.0,
+        layer_norm: bool = False,
+        init: str = "torch",
+        unit_forget_bias: bool = False,
+        recompute: bool = False,
+    ) -> None:
         super().__init__()
         self.mode = mode
         self.input_size = input_size
@@ -99,24 +104,24 @@ class RNNBase(nn.Module):
         rows = GATES[mode] * hidden_size
         P = proj_size or hidden_size
         norms = variants.norm_shapes(mode, hidden_size, bias) if layer_norm else {}
-        self._all_weights = []
-        if norms:
-            self._norm_names = []
+        self._all_weights: list[list[str]] = []
+        norm_names = []
         for layer in range(num_layers):
             features = input_size if layer == 0 else variant.features(D, P)
-            shapes = {"weight_ih": (rows, features), "weight_hh": (rows, P)}
+            shapes: dict[str, tuple[int, ...]] = {"weight_ih": (rows, features), "weight_hh": (rows, P)}
             if bias:
                 shapes |= {"bias_ih": (rows,), "bias_hh": (rows,)}
             if proj_size:
                 shapes["weight_hr"] = (proj_size, hidden_size)
             for suffix in ("", "_reverse")[:D]:
-                names = {f"{kind}_l{layer}{suffix}": shape for kind, shape in (shapes | norms).items()}
-                for name, shape in names.items():
-                    setattr(self, name, nn.Parameter(torch.empty(shape, device=device, dtype=dtype)))
-                names = list(names)
+                names = []
+                for kind, shape in (shapes | norms).items():
+                    names.append(f"{kind}_l{layer}{suffix}")
+                    setattr(self, names[-1], nn.Parameter(torch.empty(shape, device=device, dtype=dtype)))
                 self._all_weights.append(names[: len(shapes)])
-                if norms:
-                    self._norm_names.append(names[len(shapes) :])
+                norm_names.append(names[len(shapes) :])
+        if norms:
+            self._norm_names = norm_names
         self._flat_weights_names = [name for names in self._all_weights for name in names]
         self.reset_parameters()
 
@@ -148,13 +153,21 @@ class RNNBase(nn.Module):
         if self.proj_size and self.mode != "LSTM":
             raise ValueError(PROJECTION_ERROR)
 
-    def reset_parameters(self):
+    def reset_parameters(self) -> None:
         """Draws every weight from U(-1/sqrt(H), 1/sqrt(H)), in the order of registration; see `birnn_ext.init`."""
         starts.reset(self)
 
     # ------------------------------------------------------------------------------------------- forward
 
-    def forward(self, input, hx=None, lengths=None, *, reset=None, return_states=False):
+    def forward(
+        self,
+        input: Tensor | PackedSequence,
+        hx: Any = None,
+        lengths: Lengths = None,
+        *,
+        reset: Tensor | PackedSequence | None = None,
+        return_states: bool = False,
+    ) -> Any:
         """Runs the layer.
 
         With T steps, B rows, I = input_size, H = hidden_size, P = proj_size or H, D directions,
@@ -180,12 +193,12 @@ class RNNBase(nn.Module):
             returns its initial state. With `return_states` a third: h [T, B, L*D, P], for LSTM ``(h, c)`` with c
             [T, B, L*D, H], in the layout of the input and zero where output is.
 
-        Raises, with torch.nn's type and text where torch.nn has one:
+        Raises:
             TypeError: an argument of the wrong kind.
             ValueError: wrong rank or dtype of input; lengths that do not fit.
             RuntimeError: wrong sizes of input or hx, no steps at all, tensors on different devices.
 
-        Source: torch.nn.RNN, GRU and LSTM in PyTorch 2.13; `lengths` is ours.
+        Source: torch.nn.RNN, GRU and LSTM in PyTorch 2.13, types and texts of the errors included; `lengths` is ours.
         """
         if isinstance(input, PackedSequence):
             return self._forward_packed(input, hx, lengths, reset, return_states)
@@ -327,10 +340,10 @@ class RNNBase(nn.Module):
             f"and {name} tensor at {tensor.device}"
         )
 
-    def check_input(self, input, batch_sizes):
+    def check_input(self, input: Tensor, batch_sizes: Tensor | None) -> None:
         """Dtype, rank and features of the input, the data of a PackedSequence if `batch_sizes` are given."""
         name = self._flat_weights_names[0]
-        weight = self._parameters[name] if name in self._parameters else getattr(self, name)
+        weight: Any = self._parameters[name] if name in self._parameters else getattr(self, name)
         if input.dtype != weight.dtype and not torch._C._is_any_autocast_enabled():
             raise ValueError(
                 f"RNN input dtype ({input.dtype}) does not match weight dtype ({weight.dtype}). "
@@ -342,11 +355,11 @@ class RNNBase(nn.Module):
         if input.size(-1) != self.input_size:
             raise RuntimeError(f"input.size(-1) must be equal to input_size. Expected {self.input_size}, got {input.size(-1)}")
 
-    def get_expected_hidden_size(self, input, batch_sizes):
+    def get_expected_hidden_size(self, input: Tensor, batch_sizes: Tensor | None) -> tuple[int, int, int]:
         """(L*D, B, P), the shape of h_0."""
         return self._state_size(input, batch_sizes, self.proj_size or self.hidden_size)
 
-    def get_expected_cell_size(self, input, batch_sizes):
+    def get_expected_cell_size(self, input: Tensor, batch_sizes: Tensor | None) -> tuple[int, int, int]:
         """(L*D, B, H), the shape of an LSTM's c_0."""
         return self._state_size(input, batch_sizes, self.hidden_size)
 
@@ -357,12 +370,14 @@ class RNNBase(nn.Module):
             batch = input.size(0 if self.batch_first else 1)
         return (2 if self.bidirectional else 1) * self.num_layers, batch, features
 
-    def check_hidden_size(self, hx, expected_hidden_size, msg="Expected hidden size {}, got {}"):
+    def check_hidden_size(
+        self, hx: Tensor, expected_hidden_size: tuple[int, int, int], msg: str = "Expected hidden size {}, got {}"
+    ) -> None:
         """Raises RuntimeError with `msg` unless the state `hx` has the expected shape."""
         if hx.shape != expected_hidden_size:
             raise RuntimeError(msg.format(expected_hidden_size, list(hx.shape)))
 
-    def check_forward_args(self, input, hidden, batch_sizes):
+    def check_forward_args(self, input: Tensor, hidden: Any, batch_sizes: Tensor | None) -> None:
         """Input and state against each other and the layer; `hidden` None stands for zeros."""
         self.check_input(input, batch_sizes)
         if hidden is None:
@@ -378,7 +393,7 @@ class RNNBase(nn.Module):
     # ------------------------------------------------------------- the rest of torch.nn's interface
 
     @property
-    def all_weights(self):
+    def all_weights(self) -> list[list[Tensor]]:
         """The parameters, a list for each direction of each layer."""
         return [[getattr(self, name) for name in names] for names in self._all_weights]
 
@@ -386,10 +401,10 @@ class RNNBase(nn.Module):
     def _flat_weights(self):
         return [getattr(self, name, None) for name in self._flat_weights_names]
 
-    def flatten_parameters(self):
+    def flatten_parameters(self) -> None:
         """Does nothing: no kernel here asks for weights in one piece."""
 
-    def permute_hidden(self, hx, permutation):
+    def permute_hidden(self, hx: Any, permutation: Tensor | None) -> Any:
         """The state(s) `hx` with rows of the batch in the order of `permutation` (None: as they are)."""
         if permutation is None:
             return hx
@@ -397,7 +412,7 @@ class RNNBase(nn.Module):
             return hx.index_select(1, permutation)
         return tuple(state.index_select(1, permutation) for state in hx)
 
-    def extra_repr(self):
+    def extra_repr(self) -> str:
         """Sizes, and every other argument that is not at its default."""
         usual = {"proj_size": 0, "num_layers": 1, "bias": True, "batch_first": False, "dropout": 0}
         usual["bidirectional"] = False

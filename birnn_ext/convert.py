@@ -5,17 +5,20 @@ Parameter objects, hooks, training mode, names and every reference to it stay wh
 copied, and no weight changes: both families keep the same attributes (`birnn_ext.base`).
 """
 
+from typing import TypeVar
+
 from torch import nn
 from torch.nn.utils import parametrize
 
 from . import module as ours
 
+Model = TypeVar("Model", bound=nn.Module)
 TO_OURS = {nn.RNN: ours.RNN, nn.GRU: ours.GRU, nn.LSTM: ours.LSTM}
 TO_TORCH = {"RNN_TANH": nn.RNN, "RNN_RELU": nn.RNN, "GRU": nn.GRU, "LSTM": nn.LSTM}
 CACHES = ("_flat_weights", "_flat_weight_refs")  # torch.nn stores them, ours looks its weights up
 
 
-def convert(model):
+def convert(model: Model) -> Model:
     """Turns every torch.nn.RNN, GRU and LSTM in `model` (itself included) into ours, in place.
 
     Only layers of exactly these types, parametrized or not: a subclass may count on more of torch.nn than its
@@ -29,6 +32,12 @@ def convert(model):
 
     Raises:
         TypeError: `model` is no torch.nn.Module.
+
+    >>> import torch, birnn_ext
+    >>> model = torch.nn.Sequential(torch.nn.Linear(3, 3), torch.nn.GRU(3, 4, bidirectional=True))
+    >>> weight = model[1].weight_hh_l0
+    >>> type(birnn_ext.convert(model)[1]) is birnn_ext.GRU, model[1].weight_hh_l0 is weight
+    (True, True)
     """
     for layer, plain in _layers(model, "convert"):
         if plain in TO_OURS:
@@ -38,7 +47,7 @@ def convert(model):
     return model
 
 
-def revert(model):
+def revert(model: Model) -> Model:
     """Turns every layer of ours in `model` (itself included) into torch.nn's, in place.
 
     A BiRNN becomes the bidirectional layer of its mode. Only exact types, as in :func:`convert`.
@@ -52,6 +61,12 @@ def revert(model):
     Raises:
         TypeError: `model` is no torch.nn.Module.
         ValueError: a layer has a variant, which torch.nn's does not; then no layer is changed.
+
+    >>> import torch, birnn_ext
+    >>> birnn_ext.revert(birnn_ext.BiRNN(3, 4, mode="LSTM"))
+    LSTM(3, 4, bidirectional=True)
+    >>> type(_) is torch.nn.LSTM
+    True
     """
     own = [found for found in _layers(model, "revert") if found[1] in (ours.RNN, ours.GRU, ours.LSTM, ours.BiRNN)]
     for layer, plain in own:

@@ -4,16 +4,31 @@ It knows neither modules nor argument errors (`birnn_ext.module`), nor how a lay
 (`birnn_ext.ops`).
 """
 
+from collections.abc import Callable
 from contextlib import nullcontext
 from functools import partial
+from typing import Any
 
 import torch
+from torch import Tensor
 from torch.nn.functional import dropout as drop
 
 from . import ops
 
 
-def birnn(input, hx, lengths, weights, *, mode, batch_first=False, dropout=0.0, training=False, recompute=False, layer=None):
+def birnn(
+    input: Tensor,
+    hx: Any,
+    lengths: Tensor | None,
+    weights: tuple[tuple[ops.Weights, ...], ...],
+    *,
+    mode: str,
+    batch_first: bool = False,
+    dropout: float = 0.0,
+    training: bool = False,
+    recompute: bool = False,
+    layer: Callable | None = None,
+) -> tuple[Tensor, Tensor, Any]:
     """Runs L stacked recurrent layers of D directions each.
 
     Args:
@@ -40,11 +55,11 @@ def birnn(input, hx, lengths, weights, *, mode, batch_first=False, dropout=0.0, 
         return _stack(input, hx, lengths, weights, *options)
 
     with torch.autocast(input.device.type, enabled=False) if torch._C._is_any_autocast_enabled() else nullcontext():
-        results = _stack(*(cast(part, torch.float32) for part in (input, hx)), lengths, cast(weights, torch.float32), *options)
-        return cast(results, dtype)
+        input, hx, weights = cast((input, hx, weights), torch.float32)
+        return cast(_stack(input, hx, lengths, weights, *options), dtype)
 
 
-def cast(value, dtype):
+def cast(value: Any, dtype: torch.dtype) -> Any:
     """A tensor, None, or a nest of tuples of such, in this dtype."""
     if isinstance(value, (tuple, list)):
         return tuple([cast(part, dtype) for part in value])

@@ -3,6 +3,10 @@
 Only signatures and documentation: what the layers do is in `birnn_ext.base`.
 """
 
+from typing import Any
+
+import torch
+
 from .base import PROJECTION_ERROR, RNNBase
 
 
@@ -41,9 +45,15 @@ class RNN(RNNBase):
     (behind the first layer [H, D*H]), ``weight_hh_l{k}`` [H, H], ``bias_ih_l{k}``, ``bias_hh_l{k}`` [H].
 
     Errors: see :class:`RNNBase`. Call: see :meth:`RNNBase.forward`. Source: torch.nn.RNN.
+
+    >>> import torch, birnn_ext
+    >>> rnn = birnn_ext.RNN(3, 4, num_layers=2, nonlinearity="relu", bidirectional=True)
+    >>> output, h_n = rnn(torch.randn(5, 2, 3))
+    >>> output.shape, h_n.shape
+    (torch.Size([5, 2, 8]), torch.Size([4, 2, 4]))
     """
 
-    def __init__(self, *args, **kwargs):
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
         if "proj_size" in kwargs:
             raise ValueError(PROJECTION_ERROR)
         # torch.nn.RNN has the nonlinearity fourth, before bias; the base does not know it.
@@ -68,9 +78,15 @@ class GRU(RNNBase):
     z, n.
 
     Errors: see :class:`RNNBase`. Call: see :meth:`RNNBase.forward`. Source: torch.nn.GRU.
+
+    >>> import torch, birnn_ext
+    >>> gru = birnn_ext.GRU(3, 4, bidirectional=True, batch_first=True)
+    >>> output, h_n = gru(torch.randn(2, 5, 3), lengths=[5, 2])  # the second row has two steps
+    >>> bool(output[1, 2:].any()), torch.equal(h_n[0, 1], output[1, 1, :4])
+    (False, True)
     """
 
-    def __init__(self, *args, **kwargs):
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
         if "proj_size" in kwargs:
             raise ValueError(PROJECTION_ERROR)
         super().__init__("GRU", *args, **kwargs)
@@ -88,9 +104,17 @@ class LSTM(RNNBase):
     The G*H = 4 H rows of every weight are those of i, f, g, o; a projection adds ``weight_hr_l{k}`` [P, H].
 
     Errors: see :class:`RNNBase`. Call: see :meth:`RNNBase.forward`. Source: torch.nn.LSTM.
+
+    >>> import torch, birnn_ext
+    >>> lstm = birnn_ext.LSTM(3, 4, bidirectional=True, proj_size=2)
+    >>> lstm.load_state_dict(torch.nn.LSTM(3, 4, bidirectional=True, proj_size=2).state_dict())
+    <All keys matched successfully>
+    >>> output, (h_n, c_n) = lstm(torch.randn(5, 2, 3))
+    >>> output.shape, h_n.shape, c_n.shape
+    (torch.Size([5, 2, 4]), torch.Size([2, 2, 2]), torch.Size([2, 2, 4]))
     """
 
-    def __init__(self, *args, **kwargs):
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__("LSTM", *args, **kwargs)
 
 
@@ -105,30 +129,36 @@ class BiRNN(RNNBase):
             :class:`RNN`.
 
     Parameters, errors and call are those of torch.nn's layer of that mode with ``bidirectional=True``.
+
+    >>> import torch, birnn_ext
+    >>> layer = birnn_ext.BiRNN(3, 4, mode="RNN_TANH")
+    >>> output, h_n = layer(torch.randn(5, 2, 3))
+    >>> output.shape, layer
+    (torch.Size([5, 2, 8]), BiRNN(3, 4, mode='RNN_TANH'))
     """
 
     def __init__(
         self,
-        input_size,
-        hidden_size,
-        num_layers=1,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
         *,
-        mode="GRU",
-        bias=True,
-        batch_first=False,
-        dropout=0.0,
-        proj_size=0,
-        device=None,
-        dtype=None,
-        merge_mode="concat",
-        recurrent_dropout=0.0,
-        zoneout=0.0,
-        weight_drop=0.0,
-        layer_norm=False,
-        init="torch",
-        unit_forget_bias=False,
-        recompute=False,
-    ):
+        mode: str = "GRU",
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        proj_size: int = 0,
+        device: torch.types.Device = None,
+        dtype: torch.dtype | None = None,
+        merge_mode: str | None = "concat",
+        recurrent_dropout: float = 0.0,
+        zoneout: float | tuple[float, float] = 0.0,
+        weight_drop: float = 0.0,
+        layer_norm: bool = False,
+        init: str = "torch",
+        unit_forget_bias: bool = False,
+        recompute: bool = False,
+    ) -> None:
         super().__init__(
             mode, input_size, hidden_size, num_layers, bias, batch_first, dropout,
             bidirectional=True, proj_size=proj_size, device=device, dtype=dtype,
@@ -136,6 +166,6 @@ class BiRNN(RNNBase):
             layer_norm=layer_norm, init=init, unit_forget_bias=unit_forget_bias, recompute=recompute,
         )  # fmt: skip
 
-    def extra_repr(self):
+    def extra_repr(self) -> str:
         """As the other layers', with the mode in place of the direction."""
         return super().extra_repr().replace("bidirectional=True", f"mode={self.mode!r}")

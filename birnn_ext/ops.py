@@ -7,37 +7,31 @@ run through `reference.py`.
 Not here: several layers, dropout, argument errors of the module (functional.py, module.py).
 """
 
-import importlib
-import warnings
+from typing import Any, TypeAlias
 
 import torch
+from torch import Tensor
 from torch.autograd import forward_ad
 
-from . import reference
+from . import library, reference
 from .autograd import Layer, apply
 
-try:
-    _C = importlib.import_module("birnn_ext._C")  # loading it registers the ops
-except ImportError as error:
-    _C = None
-    warnings.warn(
-        f"birnn_ext: its compiled library could not be loaded ({error}), so every layer runs on the slow reference "
-        "path. Install with `pip install --no-build-isolation .` against the torch that is in use.",
-        stacklevel=2,
-    )
+_C = library.load()  # loading it registers the ops; None where it cannot be
 
 KERNEL_DEVICES = ("cpu", "meta")
 KERNEL_DTYPES = (torch.float32, torch.float64)
 HALVES = (torch.float16, torch.bfloat16)
 _NO_WEIGHTS = (None,) * 5
+# One direction: (w_ih, w_hh, b_ih | None, b_hh | None, w_hr | None).
+Weights: TypeAlias = tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None]
 
 
-def has_kernel(input):
+def has_kernel(input: Tensor) -> bool:
     """Whether tensors of this device and dtype have a compiled kernel; if not, the reference computes them."""
     return _C is not None and input.device.type in KERNEL_DEVICES and input.dtype in KERNEL_DTYPES
 
 
-def in_place(input):
+def in_place(input: Tensor) -> bool:
     """Whether `layer` may be given `states`: eager mode with a kernel. Compilers, tracers and transforms want functions
     without side effects."""
     return (
@@ -50,7 +44,18 @@ def in_place(input):
     )
 
 
-def layer(input, h0, c0, lengths, weights, *, mode, batch_first=False, states=None, recompute=False):
+def layer(
+    input: Tensor,
+    h0: Tensor | None,
+    c0: Tensor | None,
+    lengths: Tensor | None,
+    weights: tuple[Weights, ...],
+    *,
+    mode: str,
+    batch_first: bool = False,
+    states: tuple[int, Tensor, Tensor | None] | None = None,
+    recompute: bool = False,
+) -> tuple[Tensor, Tensor, Any]:
     """One recurrent layer with all its directions, differentiable any number of times.
 
     Args:
@@ -79,6 +84,7 @@ def layer(input, h0, c0, lengths, weights, *, mode, batch_first=False, states=No
     if not has_kernel(input) or forward_ad._current_level >= 0:
         return reference.layer(input, h0, c0, lengths, weights, mode=mode, batch_first=batch_first)
     flat = weights[0] + (weights[1] if len(weights) == 2 else _NO_WEIGHTS)
+    h_n: Any
     row, h_n, c_n = states or (0, None, None)
     if _differentiable(input, h0, c0, *flat):
         keep = not recompute or SAVED[mode] == 0
@@ -90,7 +96,7 @@ def layer(input, h0, c0, lengths, weights, *, mode, batch_first=False, states=No
     return output, h_n, c_n if mode == "LSTM" else None
 
 
-def converted(input, mode):
+def converted(input: Tensor, mode: str) -> torch.dtype | None:
     """The dtype of the results where a stack of layers is computed in float32 although its tensors are not: under
     torch.autocast, and for halves on the CPU. Else None.
 
@@ -123,7 +129,7 @@ def _register_fakes():
         for name, t in zip(TENSORS, given, strict=True):
             if t is not None and t.device != input.device:
                 raise RuntimeError(f"{name}: expected device {input.device}, that of input, got {t.device}")
-        w_ih_reverse, mode, batch_first, train = rest[0], *rest[-3:]
+        w_ih_reverse, (mode, batch_first, train) = rest[0], rest[-3:]
         B, T = (input.shape[0], input.shape[1]) if batch_first else (input.shape[1], input.shape[0])
         D = 1 if w_ih_reverse is None else 2
         H = w_ih.shape[0] // GATES[mode]

@@ -5,6 +5,7 @@ caller's row order. This file brings the outside forms there and back. It does n
 """
 
 import operator
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,7 +15,7 @@ SIGNED = (torch.int64, torch.int32, torch.int16, torch.int8)
 UNSIGNED = (torch.uint64, torch.uint32, torch.uint16, torch.uint8)
 
 
-def normalise_lengths(lengths, steps, batch, device):
+def normalise_lengths(lengths: Any, steps: int, batch: int, device: torch.device) -> Tensor:
     """Checks `lengths` and brings it to int64 [B] on `device`.
 
     Args:
@@ -72,7 +73,7 @@ def _readable(tensor):
     )
 
 
-def to_padded(packed):
+def to_padded(packed: PackedSequence) -> tuple[Tensor, Tensor]:
     """PackedSequence with data [N, I] -> (padded [T, B, I], lengths int64 [B]), rows in the caller's order.
 
     Beyond a row's length the padded tensor repeats some step of the data: nobody reads it there.
@@ -90,7 +91,7 @@ def to_padded(packed):
     return data.index_select(0, source.flatten()).unflatten(0, (T, B)), valid.sum(0)
 
 
-def to_packed(padded, like):
+def to_packed(padded: Tensor, like: PackedSequence) -> PackedSequence:
     """padded [T, B, F], rows in the caller's order -> PackedSequence with data [N, F], laid out as `like`.
 
     Differentiable, as :func:`to_padded` is.

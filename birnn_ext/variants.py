@@ -72,6 +72,10 @@ class Variant:
             return tuple(self.zoneout)
         return self.zoneout, self.zoneout if mode == "LSTM" else 0.0
 
+    def inside(self, training):
+        """Whether a call has to vary the step itself."""
+        return self.layer_norm or "zoneout" in self.on or (training and "recurrent_dropout" in self.on)
+
     def features(self, directions, width):
         """How many features a layer hands to the next one: `width` for each direction, or merged."""
         return width if self.merge_mode in ("sum", "mean", "mul") else directions * width
@@ -179,8 +183,7 @@ def birnn(
         raise TypeError(f"return_states should be of type bool, got: {type(return_states).__name__}")
     variant = variant or PLAIN
     D, every_c = len(weights[0]), return_states and mode == "LSTM"
-    inside = reset is not None or every_c or variant.layer_norm or "zoneout" in variant.on
-    inside = inside or (training and "recurrent_dropout" in variant.on)
+    inside = reset is not None or every_c or variant.inside(training)
     h_every, c_every, done = [], [], []
 
     def layer(input, h0, c0, lengths, weights, *, mode, batch_first):

@@ -15,11 +15,11 @@ sys.path.append(str(Path(__file__).parents[1]))
 
 from benchmarks import compare, machine, run  # noqa: E402
 from benchmarks.check import CheckFailed, Judge  # noqa: E402
-from benchmarks.clock import geometric_mean, interleave, ratio, spread  # noqa: E402
 from benchmarks.contenders import OURS, THEIRS, Ours, Torch  # noqa: E402
 from benchmarks.peers import PEERS, OnnxRuntime, OpenVino  # noqa: E402
 from benchmarks.problem import draw  # noqa: E402
 from benchmarks.shapes import GRID, MODES, Case, Shape, parse_shape  # noqa: E402
+from birnn_ext.clock import geometric_mean, interleave, ratio, spread  # noqa: E402
 
 
 @pytest.fixture(autouse=True)

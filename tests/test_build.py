@@ -170,3 +170,16 @@ def test_isa_sources_include_no_torch(source):
     ran = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert ran.returncode == 0, ran.stderr
     assert not re.findall(r"\S*/(?:torch|ATen|c10)/\S*", ran.stdout)
+
+
+# ---- what stands in more than one place ----
+
+
+def test_the_citation_names_this_version():
+    text = (ROOT / "CITATION.cff").read_text()
+    assert re.search(r"^version: (\S+)$", text, re.MULTILINE)[1] == PROJECT["version"]
+
+
+def test_bug_reports_ask_for_the_report():
+    text = (ROOT / ".github/ISSUE_TEMPLATE/bug_report.yml").read_text()
+    assert "python -m birnn_ext" in text and "required: true" in text

@@ -1,8 +1,7 @@
 """Five hundred layers of sizes, options and threads that nobody chose, against the float64 reference.
 
 Like tests/cpu/test_isa.py, whose sizes stand around the vector width by choice; here they stand anywhere. Each run draws new
-ones;
-a failing one prints its case, which hypothesis then makes smaller.
+ones; a failing one prints its case, which hypothesis then makes smaller.
 """
 
 import problems

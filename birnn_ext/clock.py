@@ -1,5 +1,7 @@
 """How time is taken, and what is made of it: interleaved runs, medians, ratios. Knows nothing of layers.
 
+For `birnn_ext.benchmark`, and for benchmarks/ in the repository.
+
 All contenders run in turn, again and again, each going first equally often, so that a slow spell of the
 machine hits all of them; and what is reported is the median of the ratios of neighbours, which such spells
 hardly move, where milliseconds of two programs run one after the other mean little.
@@ -9,7 +11,7 @@ import gc
 import math
 import time
 
-import numpy as np
+import torch
 
 # Too little for a rare hiccup of 10 % of the runs to reach the median; enough for the interval to say
 # something.
@@ -65,15 +67,9 @@ def interleave(runs, *, budget, sync, consume, min_rounds=MIN_ROUNDS, rest=0.0, 
 
 def spread(seconds):
     """Statistics of one contender's runs, in milliseconds."""
-    ms = 1e3 * np.asarray(seconds)
-    low, high = np.percentile(ms, (10, 90))
-    return {
-        "runs": len(ms),
-        "median_ms": float(np.median(ms)),
-        "min_ms": float(ms.min()),
-        "p10_ms": float(low),
-        "p90_ms": float(high),
-    }
+    ms = 1e3 * torch.tensor(seconds, dtype=torch.float64)
+    low, middle, high = _percentiles(ms, 10, 50, 90)
+    return {"runs": len(ms), "median_ms": middle, "min_ms": float(ms.min()), "p10_ms": low, "p90_ms": high}
 
 
 def ratio(theirs, ours, resamples=1000):
@@ -83,18 +79,17 @@ def ratio(theirs, ours, resamples=1000):
     low, high   95 % interval of that median, by bootstrap over the rounds
     of_minima   the fastest of theirs over the fastest of ours
     """
-    theirs, ours = np.asarray(theirs), np.asarray(ours)
     if len(theirs) != len(ours) or not len(ours):
         raise ValueError(f"theirs and ours must be paired and not empty, got {len(theirs)} and {len(ours)} times")
-    pairs = theirs / ours
-    draws = np.random.default_rng(0).integers(len(pairs), size=(resamples, len(pairs)))
-    low, high = np.percentile(np.median(pairs[draws], axis=1), (2.5, 97.5))
-    return {
-        "median": float(np.median(pairs)),
-        "low": float(low),
-        "high": float(high),
-        "of_minima": float(theirs.min() / ours.min()),
-    }
+    pairs = torch.tensor(theirs, dtype=torch.float64) / torch.tensor(ours, dtype=torch.float64)
+    draws = torch.randint(len(pairs), (resamples, len(pairs)), generator=torch.Generator().manual_seed(0))
+    medians = torch.quantile(pairs[draws], 0.5, dim=1)
+    low, high = _percentiles(medians, 2.5, 97.5)
+    return {"median": _percentiles(pairs, 50)[0], "low": low, "high": high, "of_minima": min(theirs) / min(ours)}
+
+
+def _percentiles(values, *percents):
+    return torch.quantile(values, torch.tensor(percents, dtype=torch.float64) / 100).tolist()
 
 
 def geometric_mean(values):
