@@ -116,8 +116,9 @@ def _checked(module: Any, name: str) -> Any:
     """`module`, if it is a layer whose insides are known."""
     if not isinstance(module, (nn.RNNBase, RNNBase)) or module.mode not in TO_TORCH:
         raise TypeError(f"{name} should be an RNN, GRU or LSTM of torch.nn or birnn_ext, got {type(module).__name__}")
-    if getattr(module, "variant", None) is not None:
-        asked = ", ".join(f"{name}={value!r}" for name, value in module.variant.asked().items())
+    variant: Any = getattr(module, "variant", None)
+    if variant is not None:
+        asked = ", ".join(f"{name}={value!r}" for name, value in variant.asked().items())
         raise ValueError(f"{name} should be a layer as torch.nn has it, got one with {asked}")
     return module
 
