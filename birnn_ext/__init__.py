@@ -15,6 +15,7 @@ from .bench import benchmark
 from .convert import convert, revert
 from .explain import explain
 from .module import GRU, LSTM, RNN, BiRNN
+from .onnx import onnx_export
 from .report import info, which_kernel
 
 try:
@@ -32,6 +33,7 @@ __all__ = [
     "explain",
     "info",
     "layout",
+    "onnx_export",
     "revert",
     "which_kernel",
 ]

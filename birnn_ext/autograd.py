@@ -6,14 +6,14 @@
 Everything from second derivatives on runs through `reference.py`. (Forward mode never comes here: ops.py sends it
 to the reference at once. A `jvp` method would not serve forward over forward, and torch.compile refuses Functions
 that have one.) Under vmap the mapped dimension joins the batch where the weights are not mapped; where they are
-(ensembles, per-sample gradients), the op is called once per sample.
+(ensembles), the op is called once per sample. Gradients of the weights per sample: per_sample.py.
 Not here: which tensors take this way at all (ops.py).
 """
 
 import torch
 from torch._functorch.utils import unwrap_dead_wrappers
 
-from . import reference
+from . import per_sample, reference
 
 # Positions in the arguments of Layer and of LayerBackward.
 LAYER_TENSORS = slice(6, 20)  # input, h0, c0, lengths, five weights of direction 0, five of direction 1
@@ -127,19 +127,71 @@ class LayerBackward(torch.autograd.Function):
     def vmap(info, in_dims, *arguments):
         *_, need_input, need_state, need_weights = arguments
         mode, batch_first = arguments[17:19]
-        if need_weights or any(d is not None for d in in_dims[7:17]):
+        mapped = any(d is not None for d in in_dims[7:17])
+        projected = arguments[11] is not None
+        if mapped or (need_weights and (projected or mode not in per_sample.MODES)):
             return _per_sample(info, in_dims, arguments, LayerBackward.apply), (0,) * 13
         n = info.batch_size
         row = 0 if batch_first else 1
-        fold_at = {0: row, 1: 1, 2: 1, 3: row, 4: 1, 5: 1, 6: 0, 19: row, 20: 2}
         folded = list(arguments)
-        for i, at in fold_at.items():
+        for i, at in _batch_dims(batch_first).items():
             folded[i] = _fold(arguments[i], in_dims[i], n, at)
+        if need_weights:
+            return PerSample.apply(n, *folded), (0,) * 13
         grad_input, grad_h0, grad_c0, *rest = LayerBackward.apply(*folded)
         results = [(grad_input, row if need_input else None), (grad_h0, 1 if need_state else None)]
         results.append((grad_c0, 1 if need_state and mode == "LSTM" else None))
         values = [t if at is None else _unfold(t, n, at) for t, at in results]
         return (*values, *rest), (*(at for _, at in results), *(None,) * len(rest))
+
+
+class PerSample(torch.autograd.Function):
+    """LayerBackward for n samples with the same weights, and the gradients of these weights for each of them.
+
+    Arguments: n, and those of LayerBackward, where the samples are joined to one batch. Results: those of
+    LayerBackward for each sample, stacked in a new first dimension.
+    """
+
+    @staticmethod
+    def forward(n, *arguments):
+        tensors, (mode, batch_first, output, saved, need_input, *_) = arguments[BACKWARD_TENSORS], arguments[17:]
+        grad_input, grad_h0, grad_c0, weights = per_sample.gradients(
+            n, tensors[:3], *tensors[3:7], tensors[7:], mode, batch_first, output, saved, need_input
+        )
+        row = 0 if batch_first else 1
+        none = output.new_empty(n, 0)  # as of the op, where there is no gradient to give
+        joined = ((grad_input, row), (grad_h0, 1), (grad_c0, 1))
+        results = [none if t is None else _unfold(t, n, at).movedim(at, 0) for t, at in joined]
+        return (*results, *(output.new_empty(n, 0) if w is None else w for w in weights))
+
+    @staticmethod
+    def setup_context(ctx, inputs, outputs):
+        ctx.samples, *arguments = inputs
+        LayerBackward.setup_context(ctx, arguments, outputs)
+
+    @staticmethod
+    def backward(ctx, *grad_gradients):
+        n, tensors = ctx.samples, ctx.saved_tensors
+        gradients, wanted = _reference_gradients(ctx, [g is not None for g in grad_gradients])
+        if not wanted:
+            return (None,) * 25
+        watched = _watched(tensors, 3 + LENGTHS)
+        at = {i: dim for i, dim in _batch_dims(ctx.batch_first).items() if i < 17 and tensors[i] is not None}
+        batched = torch.func.vmap(gradients, tuple(at.get(i) for i in range(17)))
+
+        def outputs(*values):
+            full = _put(tensors, watched, values)
+            return batched(*(_unfold(t, n, at[i]) if i in at else t for i, t in enumerate(full)))
+
+        _, pullback = torch.func.vjp(outputs, *(tensors[i] for i in watched))
+        result = [None] * 25
+        for i, g in zip(watched, pullback(tuple(grad_gradients[i] for i in wanted)), strict=True):
+            result[1 + i] = g
+        return tuple(result)
+
+    @staticmethod
+    def vmap(info, in_dims, *arguments):
+        return _per_sample(info, in_dims, arguments, PerSample.apply), (0,) * 13
 
 
 # ---------------------------------------------------------------------- derivatives by the reference
@@ -167,10 +219,11 @@ def _reference_gradients(ctx, asked):
     position = [3, 4, 5, *range(7, 17)]  # of the tensor that gradient i belongs to
     needed = [ctx.need_input, ctx.need_state, ctx.need_state, *[ctx.need_weights] * 10]
     wanted = [i for i in range(13) if asked[i] and needed[i] and tensors[position[i]] is not None]
-    lengths, mode, batch_first = tensors[3 + LENGTHS], ctx.mode, ctx.batch_first
+    mode, batch_first = ctx.mode, ctx.batch_first
 
     def gradients(*values):
         cotangents, layer = values[:3], values[3:]
+        lengths = layer[LENGTHS]
         given = [i for i, g in enumerate(cotangents) if g is not None]
 
         def outputs(*some):
@@ -186,6 +239,12 @@ def _reference_gradients(ctx, asked):
 
 
 # ---------------------------------------------------------------------- vmap
+
+
+def _batch_dims(batch_first):
+    """Where the batch dimension is: {position among the arguments of the backward op: dimension}."""
+    row = 0 if batch_first else 1
+    return {0: row, 1: 1, 2: 1, 3: row, 4: 1, 5: 1, 6: 0, 19: row, 20: 2}
 
 
 def _fold(t, dim, n, at):

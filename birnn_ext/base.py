@@ -10,7 +10,6 @@ torch.func.functional_call, tying and plain assignment need no care here.
 """
 
 import numbers
-import warnings
 from collections.abc import Sequence
 from typing import Any, TypeAlias
 
@@ -18,17 +17,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
+from . import diagnose, packed, variants
 from . import init as starts
-from . import packed, variants
+from .checks import Checked
 from .functional import birnn
 from .ops import GATES
 
 Lengths: TypeAlias = Tensor | Sequence[int] | int | None
-BATCHED = {2: "unbatched 2-D", 3: "batched 3-D"}
-PROJECTION_ERROR = "proj_size argument is only supported for LSTM, not RNN or GRU"
 
 
-class RNNBase(nn.Module):
+class RNNBase(Checked):
     """What the four layers share; not built directly. Its arguments are the mode, then those of LSTM.
 
     What it refuses, torch.nn refuses in the same words.
@@ -101,18 +99,11 @@ class RNNBase(nn.Module):
             self.recompute = True
 
         D = 2 if bidirectional else 1
-        rows = GATES[mode] * hidden_size
-        P = proj_size or hidden_size
         norms = variants.norm_shapes(mode, hidden_size, bias) if layer_norm else {}
         self._all_weights: list[list[str]] = []
         norm_names = []
         for layer in range(num_layers):
-            features = input_size if layer == 0 else variant.features(D, P)
-            shapes: dict[str, tuple[int, ...]] = {"weight_ih": (rows, features), "weight_hh": (rows, P)}
-            if bias:
-                shapes |= {"bias_ih": (rows,), "bias_hh": (rows,)}
-            if proj_size:
-                shapes["weight_hr"] = (proj_size, hidden_size)
+            shapes = self._weight_shapes(layer)
             for suffix in ("", "_reverse")[:D]:
                 names = []
                 for kind, shape in (shapes | norms).items():
@@ -125,33 +116,17 @@ class RNNBase(nn.Module):
         self._flat_weights_names = [name for names in self._all_weights for name in names]
         self.reset_parameters()
 
-    def _check_construction(self, dropout):
-        if not isinstance(dropout, numbers.Number) or isinstance(dropout, bool) or not 0 <= dropout <= 1:
-            raise ValueError(
-                "dropout should be a number in range [0, 1] representing the probability of an element being zeroed"
-            )
-        if dropout > 0 and self.num_layers == 1:
-            warnings.warn(
-                "dropout option adds dropout after all but last recurrent layer, so non-zero dropout expects "
-                f"num_layers greater than 1, but got dropout={dropout} and num_layers={self.num_layers}",
-                stacklevel=4,  # the caller of GRU(...)
-            )
-        for name, kind in (("bias", bool), ("batch_first", bool), ("input_size", int), ("hidden_size", int)):
-            value = getattr(self, name)
-            if not isinstance(value, kind):
-                raise TypeError(f"{name} should be of type {kind.__name__}, got: {type(value).__name__}")
-            if kind is int and value <= 0:
-                raise ValueError(f"{name} must be greater than zero")
-        if self.num_layers <= 0:
-            raise ValueError("num_layers must be greater than zero")
-        if self.proj_size < 0:
-            raise ValueError("proj_size should be a positive integer or zero to disable projections")
-        if self.proj_size >= self.hidden_size:
-            raise ValueError("proj_size has to be smaller than hidden_size")
-        if self.mode not in GATES:
-            raise ValueError(f"Unrecognized RNN mode: {self.mode}")
-        if self.proj_size and self.mode != "LSTM":
-            raise ValueError(PROJECTION_ERROR)
+    def _weight_shapes(self, layer):
+        """{first part of the name: shape} of one direction's weights in this layer, in the order of registration."""
+        rows, P = GATES[self.mode] * self.hidden_size, self.proj_size or self.hidden_size
+        D = 2 if self.bidirectional else 1
+        features = self.input_size if layer == 0 else (self.variant or variants.PLAIN).features(D, P)
+        shapes: dict[str, tuple[int, ...]] = {"weight_ih": (rows, features), "weight_hh": (rows, P)}
+        if self.bias:
+            shapes |= {"bias_ih": (rows,), "bias_hh": (rows,)}
+        if self.proj_size:
+            shapes["weight_hr"] = (self.proj_size, self.hidden_size)
+        return shapes
 
     def reset_parameters(self) -> None:
         """Draws every weight from U(-1/sqrt(H), 1/sqrt(H)), in the order of registration; see `birnn_ext.init`."""
@@ -175,12 +150,12 @@ class RNNBase(nn.Module):
 
         Args:
             input: [T, B, I], or [B, T, I] with ``batch_first``, or [T, I] for a single row, or a
-                PackedSequence.
+                PackedSequence, or with ``batch_first`` a nested tensor of layout torch.jagged.
             hx: initial state, zeros if None: h_0 [L*D, B, P]; for LSTM the pair ``(h_0, c_0)`` with c_0
                 [L*D, B, H]. Without B for a single row. Row ``l*D + d`` is for direction d of layer l; the
                 reverse direction starts from it at its last step.
             lengths: steps of each row: an integer tensor or list of B entries in any order, each 0..T; every
-                row has T steps if None. Not together with a PackedSequence, which carries its own.
+                row has T steps if None. Not together with a PackedSequence or a nested tensor, which carry their own.
             reset: bool [T, B] in the layout of the input: True where a step is the first of an episode. The forward
                 direction starts such a step from a state of zeros, the reverse direction the step before it: both
                 compute what they would on each episode alone.
@@ -188,7 +163,7 @@ class RNNBase(nn.Module):
 
         Returns:
             ``output, h_n``, for LSTM ``output, (h_n, c_n)``. output [T, B, D*P] in the layout of the input,
-            forward direction first, zero beyond a row's length; or a PackedSequence where the input is one.
+            forward direction first, zero beyond a row's length; a PackedSequence or nested tensor where the input is.
             States have the shapes of hx and are those after the last step of each row: a row of length 0
             returns its initial state. With `return_states` a third: h [T, B, L*D, P], for LSTM ``(h, c)`` with c
             [T, B, L*D, H], in the layout of the input and zero where output is.
@@ -204,6 +179,8 @@ class RNNBase(nn.Module):
             return self._forward_packed(input, hx, lengths, reset, return_states)
         if not isinstance(input, Tensor):
             raise TypeError(f"{self._kind}: input should be a Tensor or a PackedSequence, got {type(input).__name__}")
+        if input.is_nested:
+            return self._forward_nested(input, hx, lengths, reset, return_states)
         rank = input.dim()
         if rank != 3 and rank != 2:
             noun = "D tensor" if self._kind == "RNN" else "D"
@@ -237,21 +214,48 @@ class RNNBase(nn.Module):
             lengths = packed.normalise_lengths(lengths, T, B, input.device)
         if reset is not None:
             reset = variants.normalise_reset(reset, input.shape[:2], input.device)
-        return self._compute(input, hx, lengths, weights, reset, return_states, batch_first)
+        try:
+            return self._compute(input, hx, lengths, weights, reset, return_states, batch_first)
+        except Exception:
+            diagnose.tensors(self, input)
+            raise
 
     def _forward_packed(self, input, hx, lengths, reset, return_states):
         if lengths is not None:
             raise ValueError("lengths should be None for a PackedSequence, which carries its own lengths")
         if hx is not None:
             self._check_hx(hx, None)
-        self.check_forward_args(input.data, hx, input.batch_sizes)
+        try:
+            self.check_forward_args(input.data, hx, input.batch_sizes)
+            self._check_tensors(input.data, hx, self._layers())
+            if (input.batch_sizes.diff() > 0).any():  # the one fault that would go unnoticed
+                diagnose.packed_sequence(input)
+            padded, lengths = packed.to_padded(input)
+        except (RuntimeError, IndexError):
+            diagnose.packed_sequence(input)
+            raise
         weights = self._layers()
-        self._check_tensors(input.data, hx, weights)
-        padded, lengths = packed.to_padded(input)
         if reset is not None:
             reset = variants.unpack_reset(reset, lengths)
-        output, state, *states = self._compute(padded, hx, lengths, weights, reset, return_states, False)
-        output, *states = (_each(part, lambda t: packed.to_packed(t, input)) for part in (output, *states))
+        try:
+            output, state, *states = self._compute(padded, hx, lengths, weights, reset, return_states, False)
+            output, *states = (_each(part, lambda t: packed.to_packed(t, input)) for part in (output, *states))
+            return output, state, *states
+        except Exception:
+            diagnose.packed_sequence(input)
+            diagnose.tensors(self, padded)
+            raise
+
+    def _forward_nested(self, input, hx, lengths, reset, return_states):
+        if lengths is not None:
+            raise ValueError("lengths should be None for a nested tensor, which carries its own lengths")
+        if reset is not None:
+            raise ValueError("reset should be None for a nested tensor: pad the rows and give lengths")
+        if not self.batch_first:
+            raise ValueError("input: a nested tensor is [B, T, I], and the layer should have batch_first=True, got False")
+        padded, lengths = packed.nested_to_padded(input)
+        output, state, *states = self.forward(padded, hx, lengths, return_states=return_states)
+        output, *states = (_each(part, lambda t: packed.padded_to_nested(t, input)) for part in (output, *states))
         return output, state, *states
 
     def _compute(self, input, hx, lengths, weights, reset, return_states, batch_first):
@@ -290,105 +294,12 @@ class RNNBase(nn.Module):
             return tuple([(weights,) for weights in directions])
         return tuple(zip(directions[0::2], directions[1::2], strict=True))
 
-    # -------------------------------------------------------------------------------------------- checks
-
-    @property
-    def _kind(self):
-        return "RNN" if self.mode.startswith("RNN_") else self.mode
-
-    def _check_hx(self, hx, rank):
-        """hx is of the form that the mode takes, and fits an input of this rank (None for a packed one)."""
-        if self.mode == "LSTM":
-            if not isinstance(hx, (tuple, list)):
-                raise TypeError(f"LSTM: hx should be a tuple (h_0, c_0) or None, got {type(hx).__name__}")
-            if len(hx) != 2:
-                raise RuntimeError(f"lstm expects two hidden states, got {len(hx)}")
-            if not (isinstance(hx[0], Tensor) and isinstance(hx[1], Tensor)):
-                kinds = ", ".join(type(state).__name__ for state in hx)
-                raise TypeError(f"LSTM: hx should be a tuple of two Tensors, got ({kinds})")
-            if rank is not None and (hx[0].dim() != rank or hx[1].dim() != rank):
-                raise RuntimeError(
-                    f"For {BATCHED[rank]} input, hx and cx should also be {rank}-D but got "
-                    f"({hx[0].dim()}-D, {hx[1].dim()}-D) tensors"
-                )
-        elif not isinstance(hx, Tensor):
-            raise TypeError(f"{self._kind}: hx should be a Tensor or None, got {type(hx).__name__}")
-        elif rank is not None and hx.dim() != rank:
-            raise RuntimeError(f"For {BATCHED[rank]} input, hx should also be {rank}-D but got {hx.dim()}-D tensor")
-
-    def _check_tensors(self, input, hx, weights):
-        """Devices, dtypes of the states, and the number of steps, in the order of torch's own checks."""
-        weight = weights[0][0][0]
-        device = input.device
-        if hx is not None:
-            for state in hx if self.mode == "LSTM" else (hx,):
-                if state.device != device:
-                    self._device_error("hidden", device, state)
-                if state.dtype != input.dtype and not torch._C._is_any_autocast_enabled():
-                    raise RuntimeError(
-                        "Input and hidden tensors are not the same dtype, "
-                        f"found input tensor with {input.dtype} and hidden tensor with {state.dtype}"
-                    )
-        if weight.device != device:
-            self._device_error("parameter", device, weight)
-        if input.dim() == 3 and input.size(1 if self.batch_first else 0) == 0:
-            raise RuntimeError("Expected sequence length to be larger than 0 in RNN")
-
-    def _device_error(self, name, device, tensor):
+    def __prepare_scriptable__(self):
+        """Called by torch.jit.script, which has no words of its own for what it cannot do here."""
         raise RuntimeError(
-            f"Input and {name} tensors are not at the same device, found input tensor at {device} "
-            f"and {name} tensor at {tensor.device}"
+            f"torch.jit.script cannot compile birnn_ext.{type(self).__name__}: use torch.export, or "
+            "torch.jit.trace under torch.no_grad()"
         )
-
-    def check_input(self, input: Tensor, batch_sizes: Tensor | None) -> None:
-        """Dtype, rank and features of the input, the data of a PackedSequence if `batch_sizes` are given."""
-        name = self._flat_weights_names[0]
-        weight: Any = self._parameters[name] if name in self._parameters else getattr(self, name)
-        if input.dtype != weight.dtype and not torch._C._is_any_autocast_enabled():
-            raise ValueError(
-                f"RNN input dtype ({input.dtype}) does not match weight dtype ({weight.dtype}). "
-                f"Convert input: input.to({weight.dtype}), or convert model: model.to({input.dtype})"
-            )
-        rank = 3 if batch_sizes is None else 2
-        if input.dim() != rank:
-            raise RuntimeError(f"input must have {rank} dimensions, got {input.dim()}")
-        if input.size(-1) != self.input_size:
-            raise RuntimeError(f"input.size(-1) must be equal to input_size. Expected {self.input_size}, got {input.size(-1)}")
-
-    def get_expected_hidden_size(self, input: Tensor, batch_sizes: Tensor | None) -> tuple[int, int, int]:
-        """(L*D, B, P), the shape of h_0."""
-        return self._state_size(input, batch_sizes, self.proj_size or self.hidden_size)
-
-    def get_expected_cell_size(self, input: Tensor, batch_sizes: Tensor | None) -> tuple[int, int, int]:
-        """(L*D, B, H), the shape of an LSTM's c_0."""
-        return self._state_size(input, batch_sizes, self.hidden_size)
-
-    def _state_size(self, input, batch_sizes, features):
-        if batch_sizes is not None:
-            batch = int(batch_sizes[0])
-        else:
-            batch = input.size(0 if self.batch_first else 1)
-        return (2 if self.bidirectional else 1) * self.num_layers, batch, features
-
-    def check_hidden_size(
-        self, hx: Tensor, expected_hidden_size: tuple[int, int, int], msg: str = "Expected hidden size {}, got {}"
-    ) -> None:
-        """Raises RuntimeError with `msg` unless the state `hx` has the expected shape."""
-        if hx.shape != expected_hidden_size:
-            raise RuntimeError(msg.format(expected_hidden_size, list(hx.shape)))
-
-    def check_forward_args(self, input: Tensor, hidden: Any, batch_sizes: Tensor | None) -> None:
-        """Input and state against each other and the layer; `hidden` None stands for zeros."""
-        self.check_input(input, batch_sizes)
-        if hidden is None:
-            return
-        expected = self.get_expected_hidden_size(input, batch_sizes)
-        if self.mode != "LSTM":
-            self.check_hidden_size(hidden, expected)
-        else:
-            self.check_hidden_size(hidden[0], expected, "Expected hidden[0] size {}, got {}")
-            expected = self.get_expected_cell_size(input, batch_sizes)
-            self.check_hidden_size(hidden[1], expected, "Expected hidden[1] size {}, got {}")
 
     # ------------------------------------------------------------- the rest of torch.nn's interface
 

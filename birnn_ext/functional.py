@@ -53,8 +53,10 @@ def birnn(
     options = mode, batch_first, dropout if training else 0.0, recompute, layer
     if dtype is None:
         return _stack(input, hx, lengths, weights, *options)
-
-    with torch.autocast(input.device.type, enabled=False) if torch._C._is_any_autocast_enabled() else nullcontext():
+    autocast = torch._C._is_any_autocast_enabled()
+    if not autocast:
+        _check_dtypes((hx, weights), input.dtype)
+    with torch.autocast(input.device.type, enabled=False) if autocast else nullcontext():
         input, hx, weights = cast((input, hx, weights), torch.float32)
         return cast(_stack(input, hx, lengths, weights, *options), dtype)
 
@@ -64,6 +66,15 @@ def cast(value: Any, dtype: torch.dtype) -> Any:
     if isinstance(value, (tuple, list)):
         return tuple([cast(part, dtype) for part in value])
     return None if value is None else value.to(dtype)
+
+
+def _check_dtypes(value, dtype):
+    """What the kernels check by themselves where nothing is converted for them."""
+    if isinstance(value, (tuple, list)):
+        for part in value:
+            _check_dtypes(part, dtype)
+    elif value is not None and value.dtype != dtype:
+        raise RuntimeError(f"expected all states and weights to have dtype {dtype}, that of input, got {value.dtype}")
 
 
 def _stack(input, hx, lengths, weights, mode, batch_first, dropout, recompute, compute):

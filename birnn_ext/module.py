@@ -7,7 +7,8 @@ from typing import Any
 
 import torch
 
-from .base import PROJECTION_ERROR, RNNBase
+from .base import RNNBase
+from .checks import PROJECTION_ERROR
 
 
 class RNN(RNNBase):

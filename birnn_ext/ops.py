@@ -87,6 +87,11 @@ def layer(
     h_n: Any
     row, h_n, c_n = states or (0, None, None)
     if _differentiable(input, h0, c0, *flat):
+        if torch.jit.is_tracing():
+            raise RuntimeError(
+                "birnn_ext: torch.jit.trace cannot record the derivatives of this layer: trace under torch.no_grad(), "
+                "or use torch.export"
+            )
         keep = not recompute or SAVED[mode] == 0
         output, h_n, c_n, _ = apply(Layer, mode, batch_first, keep, row, h_n, c_n, input, h0, c0, lengths, *flat)
     elif states:
@@ -113,7 +118,8 @@ def converted(input: Tensor, mode: str) -> torch.dtype | None:
 
 def _differentiable(*tensors):
     """Whether somebody watches: autograd, or a torch.func transform."""
-    if torch.is_grad_enabled():
+    # An exported program has the op alone, which has no derivative by itself: it need not save anything for one.
+    if torch.is_grad_enabled() and not torch.compiler.is_exporting():
         for t in tensors:
             if t is not None and t.requires_grad:
                 return True

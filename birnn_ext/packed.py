@@ -1,4 +1,4 @@
-"""Rows of unequal length: the `lengths` argument, and PackedSequence in and out.
+"""Rows of unequal length: the `lengths` argument, and PackedSequence and nested tensors in and out.
 
 Inside the package there is one form only, a padded [T, B, features] tensor with int64 `lengths` [B] in the
 caller's row order. This file brings the outside forms there and back. It does not run layers.
@@ -31,25 +31,30 @@ def normalise_lengths(lengths: Any, steps: int, batch: int, device: torch.device
             or inside a compiled or transformed function, are not looked at: that would wait for the device,
             or break the graph.
     """
+    shape: tuple[int, ...]
     if isinstance(lengths, (list, tuple)):
         values = [_integer(i, n) for i, n in enumerate(lengths)]
-        tensor = torch.tensor(values, dtype=torch.int64)
+        tensor, shape = None, (len(values),)
     elif isinstance(lengths, Tensor) or hasattr(lengths, "__array__"):
         values, tensor = None, torch.as_tensor(lengths)
         if tensor.dtype not in SIGNED + UNSIGNED:
             raise TypeError(f"lengths should hold integers, got a tensor of {tensor.dtype}")
+        shape = tuple(tensor.shape)
     else:
         raise TypeError(f"lengths should be an integer tensor or a list of integers, got {type(lengths).__name__}")
-    if tensor.dim() != 1 or tensor.size(0) != batch:
+    if len(shape) != 1 or shape[0] != batch:
         raise ValueError(
-            f"lengths should have one entry for each of the {batch} rows of input, "
-            f"expected shape ({batch},), got {tuple(tensor.shape)}"
+            f"lengths should have one entry for each of the {batch} rows of input, expected shape ({batch},), got {shape}"
         )
-    if values is None and _readable(tensor):
+    if tensor is not None and _readable(tensor):
         values = tensor.tolist()
     if values and not (min(values) >= 0 and max(values) <= steps):
         row = next(i for i, n in enumerate(values) if not 0 <= n <= steps)
         raise ValueError(f"lengths should be between 0 and {steps}, the steps of input, got {values[row]} for row {row}")
+    if tensor is None:
+        tensor = torch.tensor(values, dtype=torch.int64)
+    if tensor.device.type == "meta" != device.type:
+        raise RuntimeError(f"lengths should be on a device with data, as input on {device} is, got a tensor on meta")
     # Towards the CPU the copy must have landed before the kernel reads it.
     return tensor.to(device=device, dtype=torch.int64, non_blocking=device.type != "cpu")
 
@@ -106,3 +111,39 @@ def to_packed(padded: Tensor, like: PackedSequence) -> PackedSequence:
         row = like.sorted_indices[row]
     data = padded.flatten(0, 1).index_select(0, step * B + row)
     return PackedSequence(data, like.batch_sizes, like.sorted_indices, like.unsorted_indices)
+
+
+def nested_to_padded(nested):
+    """Nested tensor [B, T of each row, I] -> (padded [B, T, I], lengths int64 [B]). Differentiable.
+
+    Beyond a row's length the padded tensor repeats some step of the data: nobody reads it there. T is at least one.
+
+    Raises:
+        ValueError: a layout other than torch.jagged, or no or another ragged dimension than the second of three.
+    """
+    if nested.layout != torch.jagged:
+        raise ValueError(f"input: a nested tensor should have the layout torch.jagged, got {nested.layout}")
+    if nested.dim() != 3 or nested._ragged_idx != 1:
+        got = f"{nested.dim()}-D, ragged in dimension {nested._ragged_idx}"
+        raise ValueError(f"input: a nested tensor should be [B, T, I] with ragged T, got {got}")
+    values, offsets, lengths = nested.values(), nested.offsets(), nested.lengths()
+    lengths = offsets.diff() if lengths is None else lengths  # given where a row ends before the next begins
+    step = torch.arange(max(int(lengths.max()) if lengths.numel() else 0, 1), device=values.device)
+    if not values.size(0):
+        values = values.new_zeros(1, values.size(1))
+    source = torch.where(step < lengths.unsqueeze(1), offsets[:-1].unsqueeze(1) + step, 0)  # [B, T]
+    return values.index_select(0, source.flatten()).unflatten(0, source.shape), lengths.to(torch.int64)
+
+
+def padded_to_nested(padded, like):
+    """padded [B, T, F] -> nested [B, T of each row, F] with the rows of `like`, of the same symbolic T. Differentiable."""
+    offsets, lengths = like.offsets(), like.lengths()
+    if lengths is not None:  # `like` has gaps between its rows
+        offsets = torch.cat([offsets.new_zeros(1), lengths.cumsum(0)])
+        N = int(offsets[-1])
+    else:
+        N, lengths = like.values().size(0), offsets.diff()
+    B, T = padded.shape[:2]
+    row = torch.repeat_interleave(torch.arange(B, device=padded.device), lengths, output_size=N)  # [N]
+    step = torch.arange(N, device=padded.device) - offsets[row]
+    return torch.nested.nested_tensor_from_jagged(padded.flatten(0, 1).index_select(0, row * T + step), offsets)

@@ -1,6 +1,6 @@
 """torch.autocast: results have torch.nn's dtypes, and their numbers are those of float32, rounded once at the end.
 
-Not here: autocast on a GPU.
+Not here: GradScaler and training under autocast (pytorch/test_autograd_modes.py).
 """
 
 import compare
@@ -30,6 +30,53 @@ def test_dtypes_and_numbers(mode, dtype, weights):
         assert f.dtype == e.dtype
         # Two layers, and a rounding to 8 bits after each.
         torch.testing.assert_close(f.float(), right, atol=2e-2, rtol=2e-2)
+
+
+@pytest.mark.parametrize("mode", ["RNN_TANH", "GRU"])  # torch's LSTM fails there: below
+def test_float16(mode):
+    theirs, ours = compare.pair(mode, 5, 7, num_layers=2, bidirectional=True)
+    x = torch.randn(6, 3, 5)
+    with torch.autocast("cpu", torch.float16):
+        expected, found = flat(theirs(x)), flat(ours(x))
+    for e, f, right in zip(expected, found, flat(ours(x)), strict=True):
+        assert f.dtype == e.dtype
+        torch.testing.assert_close(f.float(), right, atol=2e-3, rtol=2e-3)
+
+
+def test_contrast_torchs_lstm_fails_in_float16():
+    """As of torch 2.13."""
+    theirs, ours = compare.pair("LSTM", 5, 7)
+    x = torch.randn(6, 3, 5)
+    with torch.autocast("cpu", torch.float16):
+        assert {t.dtype for t in flat(ours(x))} == {torch.float16}
+        with pytest.raises(RuntimeError):
+            theirs(x)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_lengths_and_states(mode):
+    """A state of another dtype than the input is no error under autocast."""
+    _, ours = compare.pair(mode, 5, 7, bidirectional=True)
+    x, hx, lengths = torch.randn(6, 3, 5), compare.states(ours, 3), torch.tensor([6, 0, 2])
+    exact = flat(ours(x, hx, lengths))
+    with torch.autocast("cpu", torch.bfloat16):
+        found = flat(ours(x.bfloat16(), hx, lengths))
+    for f, right in zip(found, exact, strict=True):
+        torch.testing.assert_close(f.float(), right, atol=2e-2, rtol=2e-2)
+    assert not found[0][2:, 2].any()
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_on_a_gpu(mode, dtype):
+    theirs, ours = compare.pair(mode, 5, 7, bidirectional=True, device="cuda")
+    x = torch.randn(6, 3, 5, device="cuda")
+    with torch.autocast("cuda", dtype):
+        expected, found = flat(theirs(x)), flat(ours(x))
+    for e, f in zip(expected, found, strict=True):
+        assert f.dtype == e.dtype
+        torch.testing.assert_close(f.float(), e.float(), atol=3e-2, rtol=3e-2)
 
 
 @pytest.mark.parametrize("mode", MODES)

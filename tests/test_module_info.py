@@ -4,7 +4,9 @@ The samples live in torch.testing._internal, so this file skips, visibly, where 
 them.
 """
 
+import copy
 import functools
+import pickle
 
 import compare
 import pytest
@@ -89,3 +91,88 @@ def test_error_inputs(info, dtype):
             given, layer = error.module_error_input.forward_input, build()
             with pytest.raises(error.error_type, match=error.error_regex):
                 layer(*given.args, **given.kwargs)
+
+
+# ---- the other loops of torch's test_modules.py, over the samples that are no PackedSequence ----
+
+DENSE = [p for p in samples() if p.values[2] == torch.float64 and not p.values[3]]
+DENSE = [p for p in DENSE if isinstance(p.values[1].forward_input.args[0], torch.Tensor)]
+dense = pytest.mark.parametrize("kind, sample, dtype, training", DENSE)
+
+
+def build(kind, sample, dtype, training):
+    """(layer of ours, its inputs as leaves of their own)."""
+    given = sample.constructor_input
+    ours = OURS[kind](*given.args, **given.kwargs, dtype=dtype).train(training)
+    return ours, [torch.utils._pytree.tree_map_only(torch.Tensor, fresh, v) for v in sample.forward_input.args]
+
+
+def fresh(t):
+    return t.detach().clone().requires_grad_(t.requires_grad)
+
+
+def gapped(t):
+    """The same numbers with other memory between them, features last to first."""
+    wide = torch.empty(*t.shape[:-1], 2 * t.shape[-1], dtype=t.dtype).fill_(torch.nan)
+    view = wide[..., ::2]
+    return view.copy_(t.detach()).detach().requires_grad_(t.requires_grad)
+
+
+@dense
+def test_forward_repeats_itself(kind, sample, dtype, training):
+    ours, inputs = build(kind, sample, dtype, training)
+    first, again = ours(*inputs), ours(*inputs)
+    assert all(torch.equal(a, b) for a, b in zip(compare.tensors(first), compare.tensors(again), strict=True))
+    assert all(t.dtype == dtype and t.isfinite().all() for t in compare.tensors(first))
+
+
+@dense
+def test_non_contiguous(kind, sample, dtype, training):
+    ours, inputs = build(kind, sample, dtype, training)
+    apart = [torch.utils._pytree.tree_map_only(torch.Tensor, gapped, value) for value in inputs]
+    found = []
+    for given in (inputs, apart):
+        results = compare.tensors(ours(*given))
+        cotangents = [torch.linspace(-1, 1, t.numel(), dtype=dtype).reshape(t.shape) for t in results]
+        found.append([*results, *compare.gradients(results, cotangents, [*leaves(given), *ours.parameters()])])
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+
+
+@pytest.mark.parametrize("kind, sample, dtype, training", DENSE[::4])  # every fourth: test_autograd.py has all variants
+def test_grad_and_gradgrad(kind, sample, dtype, training):
+    """By finite differences along random directions, of inputs and parameters."""
+    ours, inputs = build(kind, sample, dtype, training)
+    names = [name for name, _ in ours.named_parameters()]
+    weights = [fresh(p) for p in ours.parameters()]
+    flat, spec = torch.utils._pytree.tree_flatten(inputs)
+    places = [i for i, t in enumerate(flat) if isinstance(t, torch.Tensor)]
+
+    def run(*values):
+        full = list(flat)
+        for i, value in zip(places, values, strict=False):
+            full[i] = value * 0.1  # samples reach to 9, where relu and tanh are flat or steep
+        args = tuple(torch.utils._pytree.tree_unflatten(full, spec))
+        own = dict(zip(names, values[len(places) :], strict=True))
+        return tuple(compare.tensors(torch.func.functional_call(ours, own, args)))
+
+    values = (*(flat[i] for i in places), *weights)
+    assert torch.autograd.gradcheck(run, values, fast_mode=True)
+    assert torch.autograd.gradgradcheck(run, values, fast_mode=True)
+
+
+@dense
+def test_factory_arguments_copies_and_modes(kind, sample, dtype, training):
+    given = sample.constructor_input
+    ours, inputs = build(kind, sample, dtype, training)
+    assert OURS[kind](*given.args, **given.kwargs, device="meta").weight_ih_l0.is_meta
+    assert all(p.dtype == dtype and p.device.type == "cpu" for p in ours.parameters())
+    expected = compare.tensors(ours(*inputs))
+    copied = pickle.loads(pickle.dumps(ours))
+    other = OURS[kind](*given.args, **given.kwargs, dtype=dtype)
+    other.load_state_dict(ours.state_dict(), strict=True)
+    for module in (copied, other, copy.deepcopy(ours)):
+        assert all(torch.equal(a, b) for a, b in zip(compare.tensors(module(*inputs)), expected, strict=True))
+    if not ours.dropout:
+        trained = compare.tensors(ours.train()(*inputs))
+        assert all(torch.equal(a, b) for a, b in zip(trained, expected, strict=True))
+    assert repr(ours) == repr(copied) == repr(kind(*given.args, **given.kwargs))
