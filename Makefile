@@ -16,11 +16,11 @@ INSTALLED := .venv/.installed
 READY := $(LIBRARY) $(INSTALLED)
 # Folders too: their date changes when a file is removed.
 SOURCES := setup.py pyproject.toml $(shell find csrc)
-FORMATTED := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.inl' -o -name '*.cu' -o -name '*.cuh')
+FORMATTED := $(shell find csrc tests/shim -name '*.cpp' -o -name '*.h' -o -name '*.inl' -o -name '*.cu' -o -name '*.cuh')
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help demo test build docs wheel lint format clean
+.PHONY: help demo test gpu build docs wheel lint format clean
 help:  ## list the commands
 	@sed -nE 's/^([a-z]+):.*## (.*)/make \1\t\2/p' Makefile | expand -t 16
 
@@ -29,6 +29,10 @@ demo: $(READY)  ## the main job on real data: train, compare with torch.nn, time
 
 test: $(READY)  ## run the tests
 	$(BIN)/python -m pytest $(ARGS)
+
+# With the Python that has a torch for CUDA, not with .venv: on a machine with a GPU there may be no network.
+gpu:  ## on a machine with an NVIDIA GPU: build, run the CUDA tests, measure (nine minutes)
+	$(PYTHON) -m benchmarks.gpu
 
 build: $(READY)  ## compile the library and install it in .venv, editable
 

@@ -9,8 +9,10 @@ Environment:
   BIRNN_CUDA            1: compile the CUDA sources or fail; 0: leave them out;
                         unset: compile them if torch has CUDA and a toolkit is found
   CUDA_HOME, CUDA_PATH  where the CUDA toolkit is
-  TORCH_CUDA_ARCH_LIST  such as "8.0;9.0a;12.0+PTX" (default: those of CUDA_ARCHS that nvcc knows)
+  BIRNN_CUDA_ARCHS      such as "8.0;9.0a;12.0+PTX" (default: TORCH_CUDA_ARCH_LIST, which is written alike, or else
+                        those of CUDA_ARCHS that nvcc knows)
   BIRNN_CXXFLAGS        more flags, to compile and to link (for sanitizers)
+  BIRNN_NVCCFLAGS       more flags for nvcc
 """
 
 import os
@@ -28,7 +30,7 @@ from pathlib import Path
 from setuptools import setup
 
 OLDEST_TORCH = (2, 11)
-CUDA_ARCHS = ["7.5", "8.0", "8.6", "8.9", "9.0", "10.0", "12.0"]
+CUDA_ARCHS = ["7.5", "8.0", "8.6", "8.9", "9.0a", "10.0", "12.0"]
 CXX_FLAGS = """-O3 -g0 -fopenmp -fno-math-errno -fno-trapping-math -ffp-contract=fast -fvisibility=hidden
                -Wall -Wextra""".split()
 
@@ -83,9 +85,7 @@ def cuda_build():
     sources = glob("csrc/cuda/*.cpp") + glob("csrc/cuda/*.cu")
     if switch not in ("", "0", "1"):
         fail(f"BIRNN_CUDA: expected 0, 1 or nothing, got {switch!r}.")
-    if switch == "1" and not sources:
-        fail("BIRNN_CUDA=1, but there are no CUDA sources in this version.")
-    if switch == "0" or not sources or (not switch and not torch.version.cuda):
+    if switch == "0" or (not switch and not torch.version.cuda):
         return [], None
     home = cuda_home()
     if switch == "1" and not home:
@@ -95,14 +95,15 @@ def cuda_build():
 
 def cuda_archs(home):
     """Architectures to compile for, written as in TORCH_CUDA_ARCH_LIST."""
-    archs = re.split(r"[;,\s]+", os.environ.get("TORCH_CUDA_ARCH_LIST", "").strip("; "))
+    name = "BIRNN_CUDA_ARCHS" if os.environ.get("BIRNN_CUDA_ARCHS") else "TORCH_CUDA_ARCH_LIST"
+    archs = re.split(r"[;,\s]+", os.environ.get(name, "").strip("; "))
     if archs == [""]:
         known = subprocess.run([home / "bin/nvcc", "--list-gpu-arch"], capture_output=True, text=True).stdout
-        archs = [arch for arch in CUDA_ARCHS if f"compute_{arch.replace('.', '')}\n" in known]
+        archs = [arch for arch in CUDA_ARCHS if f"compute_{arch.replace('.', '').rstrip('a')}\n" in known]
         archs[-1] += "+PTX"
     for arch in archs:
         if not re.fullmatch(r"\d+\.\d[af]?(\+PTX)?", arch):
-            fail(f"TORCH_CUDA_ARCH_LIST: expected numbers like 9.0, 9.0a or 9.0+PTX, got {arch!r}.")
+            fail(f"{name}: expected numbers like 9.0, 9.0a or 9.0+PTX, got {arch!r}.")
     return archs
 
 
@@ -123,7 +124,8 @@ def extension():
         # torch looks for this when it is imported, and not at all if it is a build for the CPU.
         cpp_extension.CUDA_HOME = str(home)
         archs = cuda_archs(home)
-        nvcc = ["-O3", "-Xcompiler=-fvisibility=hidden", *sum(map(gencode, archs), [])]
+        nvcc = ["-O3", "-Xcompiler=-fvisibility=hidden", "--threads=2", *sum(map(gencode, archs), [])]
+        nvcc += shlex.split(os.environ.get("BIRNN_NVCCFLAGS", ""))
         include_dirs += [str(home / "include")]
         library_dirs = [str(folder) for folder in (home / "lib64", home / "lib") if folder.is_dir()]
         static = any(Path(folder, "libcudart_static.a").exists() for folder in library_dirs)

@@ -121,7 +121,7 @@ class RNNBase(Checked):
         rows, P = GATES[self.mode] * self.hidden_size, self.proj_size or self.hidden_size
         D = 2 if self.bidirectional else 1
         features = self.input_size if layer == 0 else (self.variant or variants.PLAIN).features(D, P)
-        shapes: dict[str, tuple[int, ...]] = {"weight_ih": (rows, features), "weight_hh": (rows, P)}
+        shapes = {"weight_ih": (rows, features), "weight_hh": (rows, P)}
         if self.bias:
             shapes |= {"bias_ih": (rows,), "bias_hh": (rows,)}
         if self.proj_size:

@@ -49,16 +49,16 @@ def birnn(
 
     Source: torch.nn.RNN, GRU and LSTM in PyTorch 2.13.
     """
-    dtype = ops.converted(input, mode)
+    dtypes = ops.converted(input, mode)
     options = mode, batch_first, dropout if training else 0.0, recompute, layer
-    if dtype is None:
+    if dtypes is None:
         return _stack(input, hx, lengths, weights, *options)
     autocast = torch._C._is_any_autocast_enabled()
     if not autocast:
         _check_dtypes((hx, weights), input.dtype)
     with torch.autocast(input.device.type, enabled=False) if autocast else nullcontext():
-        input, hx, weights = cast((input, hx, weights), torch.float32)
-        return cast(_stack(input, hx, lengths, weights, *options), dtype)
+        input, hx, weights = cast((input, hx, weights), dtypes[0])
+        return cast(_stack(input, hx, lengths, weights, *options), dtypes[1])
 
 
 def cast(value: Any, dtype: torch.dtype) -> Any:

@@ -18,9 +18,12 @@ from .autograd import Layer, apply
 
 _C = library.load()  # loading it registers the ops; None where it cannot be
 
-KERNEL_DEVICES = ("cpu", "meta")
-KERNEL_DTYPES = (torch.float32, torch.float64)
-HALVES = (torch.float16, torch.bfloat16)
+_FULL = (torch.float32, torch.float64)
+_HALVES = (torch.float16, torch.bfloat16)
+# Dtypes with a compiled kernel, by device; "meta" computes shapes only.
+KERNEL_DTYPES: dict[str, tuple[torch.dtype, ...]] = {"cpu": _FULL, "meta": _FULL} if _C is not None else {}
+if _C is not None and _C.cuda_archs:
+    KERNEL_DTYPES["cuda"] = (*_FULL, *_HALVES)
 _NO_WEIGHTS = (None,) * 5
 # One direction: (w_ih, w_hh, b_ih | None, b_hh | None, w_hr | None).
 Weights: TypeAlias = tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None]
@@ -28,7 +31,7 @@ Weights: TypeAlias = tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor 
 
 def has_kernel(input: Tensor) -> bool:
     """Whether tensors of this device and dtype have a compiled kernel; if not, the reference computes them."""
-    return _C is not None and input.device.type in KERNEL_DEVICES and input.dtype in KERNEL_DTYPES
+    return input.dtype in KERNEL_DTYPES.get(input.device.type, ())
 
 
 def in_place(input: Tensor) -> bool:
@@ -63,7 +66,8 @@ def layer(
         h0: [D, B, P] or None for zeros; row d is where direction d starts: the forward direction at t = 0, the
             reverse direction at each row's own last step.
         c0: [D, B, H] or None for zeros; LSTM only.
-        lengths: int64 [B] on the input's device, each 0..T, or None: all are T.
+        lengths: int64 [B] on the input's device, each 0..T, or None: all are T. On a GPU nobody looks at the values, which
+            would mean to wait for the device: what is outside 0..T counts as the nearer of the two.
         weights: one tuple per direction, (w_ih [G*H, I], w_hh [G*H, P], b_ih [G*H] or None, b_hh [G*H] or
             None, w_hr [P, H] or None), in torch.nn's layout.
         mode: "RNN_TANH", "RNN_RELU", "LSTM" or "GRU".
@@ -78,7 +82,7 @@ def layer(
 
     Raises:
         RuntimeError: a rank, shape, dtype or device does not fit; the message names the argument.
-        ValueError: an unknown mode, or a length out of range.
+        ValueError: an unknown mode, or (on the CPU) a length out of range.
     """
     # Forward-mode AD, also inside torch.func.jvp and jacfwd: the reference has derivatives of every kind.
     if not has_kernel(input) or forward_ad._current_level >= 0:
@@ -101,19 +105,25 @@ def layer(
     return output, h_n, c_n if mode == "LSTM" else None
 
 
-def converted(input: Tensor, mode: str) -> torch.dtype | None:
-    """The dtype of the results where a stack of layers is computed in float32 although its tensors are not: under
-    torch.autocast, and for halves on the CPU. Else None.
+def converted(input: Tensor, mode: str) -> tuple[torch.dtype, torch.dtype] | None:
+    """(dtype to compute a stack of layers in, dtype of its results) where they are not simply the input's, else None.
 
-    The dtypes are those that torch.nn has: autocast on the CPU does not know GRU (as of torch 2.13), whose results are
-    then of the dtype of its input.
+    Under torch.autocast that is its dtype if there is a kernel for it, as torch.nn does on a GPU, and else float32; in which
+    halves are computed too where they have no kernel, as on the CPU.
+
+    The dtypes of results are those that torch.nn has: autocast on the CPU does not know GRU (as of torch 2.13), whose
+    results are then of the dtype of its input.
     """
     device = input.device.type
+    kernels = KERNEL_DTYPES.get(device, ())
     # "meta", for one, has no autocast, and asking for it is an error.
     if torch._C._is_any_autocast_enabled() and torch.amp.is_autocast_available(device):
         if torch.is_autocast_enabled(device) and input.dtype != torch.float64:
-            return input.dtype if mode == "GRU" and device == "cpu" else torch.get_autocast_dtype(device)
-    return input.dtype if input.dtype in HALVES and device in KERNEL_DEVICES else None
+            results = input.dtype if mode == "GRU" and device == "cpu" else torch.get_autocast_dtype(device)
+            return results if results in kernels else torch.float32, results
+    if input.dtype in _HALVES and kernels and input.dtype not in kernels:
+        return torch.float32, input.dtype
+    return None
 
 
 def _differentiable(*tensors):

@@ -63,8 +63,10 @@ def which_kernel(module: nn.Module, input: Tensor | PackedSequence) -> Kernel:
     if not isinstance(module, RNNBase):
         return Kernel("torch.nn", "the module is torch.nn's own: birnn_ext.convert(model) would swap it")
     device, dtype, note = data.device.type, data.dtype, ""
-    if (results := ops.converted(data, module.mode)) is not None:
-        dtype, note = torch.float32, f"; it computes in float32 and gives results in {str(results).removeprefix('torch.')}"
+    if (dtypes := ops.converted(data, module.mode)) is not None:
+        dtype = dtypes[0]
+        computed, results = (str(d).removeprefix("torch.") for d in dtypes)
+        note = f"; it computes in {computed} and gives results in {results}"
     probe = torch.empty(0, dtype=dtype, device="meta" if device == "meta" else data.device)
     if ops._C is None:
         return Kernel("reference", "the compiled library is missing, so plain PyTorch computes it, slowly")
@@ -116,10 +118,11 @@ def self_check(device: str | torch.device = "cpu") -> list[Checked]:
     >>> all(checked.ok for checked in self_check())
     True
     """
+    dtypes = ops.KERNEL_DTYPES.get(torch.device(device).type, (torch.float32, torch.float64))
     cuda = [torch.cuda.current_device()] if torch.device(device).type == "cuda" else []
     with torch.random.fork_rng(devices=cuda), torch.enable_grad():
         torch.manual_seed(0)
-        return [_checked(mode, dtype, device) for mode in TO_OURS for dtype in ops.KERNEL_DTYPES]
+        return [_checked(mode, dtype, device) for mode in TO_OURS for dtype in dtypes]
 
 
 def _checked(mode, dtype, device):

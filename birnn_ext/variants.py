@@ -211,8 +211,8 @@ def birnn(
     # Row l*D + d of the third dimension belongs to direction d of layer l, as in h_n.
     h, *c = (torch.cat([o.unflatten(-1, (D, -1)) for o in parts], 2) for parts in (h_every, c_every) if parts)
     states = (h, *c) if c else h
-    dtype = ops.converted(input, mode)
-    return (*results, states if dtype is None else functional.cast(states, dtype))
+    dtypes = ops.converted(input, mode)
+    return (*results, states if dtypes is None else functional.cast(states, dtypes[1]))
 
 
 def _merge(output, merge_mode, last):

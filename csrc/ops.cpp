@@ -1,9 +1,8 @@
-// The two ops, torch.ops.birnn_ext.layer and layer_backward: schemas, and the only checks of their arguments. What
-// computes them is registered per device (cpu/layer.cpp); derivatives, fake tensors and batching rules are in
-// birnn_ext/ops.py.
+// The only checks of the ops' arguments, and the shapes of their results. Not here: schemas (schema.h), and what computes the
+// ops, which is registered per device (cpu/layer.cpp, cuda/register.cpp).
 #include "ops.h"
 
-#include <torch/library.h>
+#include <c10/util/Exception.h>
 
 #include "cells/facts.h"
 
@@ -42,7 +41,7 @@ constexpr const char* w_hr_name[] = {"w_hr", "w_hr_reverse"};
 
 }  // namespace
 
-LayerTensors check_layer(BIRNN_LAYER_ARGUMENTS) {
+LayerTensors check_layer(BIRNN_LAYER_PARAMETERS) {
   LayerTensors l;
   l.mode = mode_of(mode);
   l.batch_first = batch_first;
@@ -128,25 +127,3 @@ void check_backward(const LayerTensors& l, const at::Tensor& grad_output, const 
 }
 
 }  // namespace birnn
-
-#define BIRNN_TENSORS_SCHEMA                                             \
-  "Tensor input, Tensor? h0, Tensor? c0, Tensor? lengths, "              \
-  "Tensor w_ih, Tensor w_hh, Tensor? b_ih, Tensor? b_hh, Tensor? w_hr, " \
-  "Tensor? w_ih_reverse, Tensor? w_hh_reverse, Tensor? b_ih_reverse, Tensor? b_hh_reverse, Tensor? w_hr_reverse, "
-#define BIRNN_LAYER_SCHEMA BIRNN_TENSORS_SCHEMA "str mode, bool batch_first"
-
-TORCH_LIBRARY(birnn_ext, m) {
-  m.def("layer(" BIRNN_LAYER_SCHEMA ", bool train) -> (Tensor output, Tensor h_n, Tensor c_n, Tensor saved)");
-  // The same with the final states written to rows [row, row + D) of tensors that hold those of several layers.
-  // (cell_mode: torch's functionalization of such ops has a parameter `mode` of its own, as of 2.13.)
-  m.def("layer_into(" BIRNN_TENSORS_SCHEMA
-        "str cell_mode, bool batch_first, bool train, Tensor(a!) h_n, Tensor(b!)? c_n, int row) -> (Tensor output, Tensor "
-        "saved)");
-  m.def("layer_backward(Tensor? grad_output, Tensor? grad_h_n, Tensor? grad_c_n, " BIRNN_LAYER_SCHEMA
-        ", Tensor output, Tensor saved, bool need_input, bool need_state, bool need_weights) -> (Tensor grad_input, Tensor "
-        "grad_h0, "
-        "Tensor grad_c0, "
-        "Tensor grad_w_ih, Tensor grad_w_hh, Tensor grad_b_ih, Tensor grad_b_hh, Tensor grad_w_hr, "
-        "Tensor grad_w_ih_reverse, Tensor grad_w_hh_reverse, Tensor grad_b_ih_reverse, Tensor grad_b_hh_reverse, "
-        "Tensor grad_w_hr_reverse)");
-}

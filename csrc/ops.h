@@ -21,19 +21,19 @@ struct LayerTensors {
   Sizes n;
 };
 
-// The arguments that all ops have in common, as C++ parameters and as values.
-#define BIRNN_LAYER_ARGUMENTS                                                                                     \
+// What all ops begin with, as parameters and as the arguments that hand them on; in the order of the schema (schema.h).
+#define BIRNN_LAYER_PARAMETERS                                                                                    \
   const at::Tensor &input, const OptionalTensor &h0, const OptionalTensor &c0, const OptionalTensor &lengths,     \
       const at::Tensor &w_ih, const at::Tensor &w_hh, const OptionalTensor &b_ih, const OptionalTensor &b_hh,     \
       const OptionalTensor &w_hr, const OptionalTensor &w_ih_reverse, const OptionalTensor &w_hh_reverse,         \
       const OptionalTensor &b_ih_reverse, const OptionalTensor &b_hh_reverse, const OptionalTensor &w_hr_reverse, \
       std::string_view mode, bool batch_first
-#define BIRNN_LAYER_VALUES                                                                                                    \
+#define BIRNN_LAYER_ARGUMENTS                                                                                                 \
   input, h0, c0, lengths, w_ih, w_hh, b_ih, b_hh, w_hr, w_ih_reverse, w_hh_reverse, b_ih_reverse, b_hh_reverse, w_hr_reverse, \
       mode, batch_first
 
 // Throws (naming the argument, what came, what was expected) unless every rank, size, dtype and device fits.
-LayerTensors check_layer(BIRNN_LAYER_ARGUMENTS);
+LayerTensors check_layer(BIRNN_LAYER_PARAMETERS);
 
 // As check_layer, for the tensors that layer_into writes the final states to, from row `row` on.
 void check_into(const LayerTensors& layer, const at::Tensor& h_n, const at::Tensor& c_n, int64_t row);

@@ -287,3 +287,9 @@ def test_the_facts_that_the_fakes_know_are_those_of_the_cells(mode):
     weights = (torch.zeros(G * H, 2), torch.zeros(G * H, H), *[None] * 8)
     *_, saved = torch.ops.birnn_ext.layer(torch.zeros(4, 5, 2), None, None, None, *weights, mode, False, True)
     assert saved.shape == (1, 4, 5, ops.SAVED[mode], H)
+
+
+def test_devices_and_dtypes_with_kernels():
+    assert ops.KERNEL_DTYPES["cpu"] == (torch.float32, torch.float64)
+    assert ("cuda" in ops.KERNEL_DTYPES) == bool(ops._C.cuda_archs)
+    assert ops.has_kernel(torch.zeros(1)) and not ops.has_kernel(torch.zeros(1, dtype=torch.bfloat16))

@@ -153,8 +153,8 @@ std::tuple<at::Tensor, at::Tensor> forward(LayerTensors& l, bool train, const at
   return {output, saved};
 }
 
-std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> layer(BIRNN_LAYER_ARGUMENTS, bool train) {
-  LayerTensors l = check_layer(BIRNN_LAYER_VALUES);
+std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> layer(BIRNN_LAYER_PARAMETERS, bool train) {
+  LayerTensors l = check_layer(BIRNN_LAYER_ARGUMENTS);
   const Sizes& n = l.n;
   const auto options = input.options().requires_grad(false);
   at::Tensor h_n = at::empty({n.D, n.B, n.P}, options);
@@ -163,9 +163,9 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> layer(BIRNN_LAYER_ARG
   return {output, h_n, c_n, saved};
 }
 
-std::tuple<at::Tensor, at::Tensor> layer_into(BIRNN_LAYER_ARGUMENTS, bool train, const at::Tensor& h_n,
+std::tuple<at::Tensor, at::Tensor> layer_into(BIRNN_LAYER_PARAMETERS, bool train, const at::Tensor& h_n,
                                               const OptionalTensor& c_n, int64_t row) {
-  LayerTensors l = check_layer(BIRNN_LAYER_VALUES);
+  LayerTensors l = check_layer(BIRNN_LAYER_ARGUMENTS);
   check_into(l, h_n, c_n.value_or(at::Tensor()), row);
   return forward(l, train, h_n.narrow(0, row, l.n.D), c_n ? c_n->narrow(0, row, l.n.D) : at::Tensor());
 }
@@ -260,9 +260,9 @@ using ThirteenTensors = std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tenso
                                    at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor>;
 
 ThirteenTensors layer_backward(const OptionalTensor& grad_output, const OptionalTensor& grad_h_n,
-                               const OptionalTensor& grad_c_n, BIRNN_LAYER_ARGUMENTS, const at::Tensor& output_any_strides,
+                               const OptionalTensor& grad_c_n, BIRNN_LAYER_PARAMETERS, const at::Tensor& output_any_strides,
                                const at::Tensor& saved_any_strides, bool need_input, bool need_state, bool need_weights) {
-  LayerTensors l = check_layer(BIRNN_LAYER_VALUES);
+  LayerTensors l = check_layer(BIRNN_LAYER_ARGUMENTS);
   at::Tensor dy = grad_output.value_or(at::Tensor()), dh_n = grad_h_n.value_or(at::Tensor()),
              dc_n = grad_c_n.value_or(at::Tensor());
   check_backward(l, dy, dh_n, dc_n, output_any_strides, saved_any_strides);

@@ -1,0 +1,200 @@
+"""The GPU check in one command: build, test, sanitize, measure; within nine minutes, offline, from the working tree.
+
+    python -m benchmarks.gpu                          or `make gpu`; needs torch with CUDA, nvcc, a C++ compiler, ninja, pytest
+    python -m benchmarks.gpu --stages bench --seconds 300 --out somewhere
+
+    build       the library in place, for the architecture that is there
+    tests       tests/cuda, none of which may be skipped
+    sanitizer   compute-sanitizer (memcheck, racecheck) over the smallest cases, where it is installed
+    bench       birnn_ext against torch.nn (cuDNN), checked against float64 first, then timed in turn with CUDA events
+
+A stage that fails does not keep the next from running; the exit status is 1 if any failed. What has been found so far is in the
+JSON file at any time, and the table comes last. Cases are measured in the order of their importance until the time is up.
+Not here: CPUs (run.py). Needs no package but torch.
+"""
+
+import argparse
+import datetime
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from itertools import product
+from pathlib import Path
+
+import torch
+
+from .gpu_cases import HEADER, bench, cases, line, summary
+from .shapes import MODES
+
+ROOT = Path(__file__).resolve().parents[1]
+STAGES = ("build", "tests", "sanitizer", "bench")
+SECONDS = 525
+# At most, of a stage that is not the last; what it leaves goes to the benchmark.
+LIMIT = {"build": 150, "tests": 210, "sanitizer": 70}
+
+
+def closing(result):
+    """The lines that come last."""
+    lines = [f"{result['device']}, driver {result['driver']}, torch {result['torch']}, CUDA {result['cuda']}"]
+    for name, stage in result["stages"].items():
+        lines.append(f"{name:10}{'passed' if stage['passed'] else 'FAILED':8}{stage['seconds']:>6.0f} s  {stage['says']}")
+    if result["cases"]:
+        lines += [
+            "",
+            "microseconds per step and layer; ratio: torch.nn's time over ours",
+            HEADER,
+            *map(line, result["cases"]),
+            "",
+        ]
+        for mode, pass_, precision, name, mean, least, count in summary(result["cases"]):
+            text = f"geometric mean {mean:.2f}, smallest {least:.2f}, of {count}"
+            lines.append(f"{mode:9}{pass_:10}{precision:9}{name:18}{text}")
+    lines += [f"FAILED {text}" for text in result["failures"]]
+    return "\n".join(lines)
+
+
+def arch(capability):
+    """(9, 0) -> "9.0a": what there is of instructions is what is there."""
+    major, minor = capability
+    return f"{major}.{minor}" + "a" * (major == 9)
+
+
+def command(words, limit, log, environment=()):
+    """Runs a command, output into the file `log`. Returns (exit status, the output); 124 if it ran past `limit` seconds."""
+    with log.open("w") as file:
+        try:
+            done = subprocess.run(
+                list(map(str, words)), cwd=ROOT, env={**os.environ, **dict(environment)},
+                stdout=file, stderr=subprocess.STDOUT, timeout=max(1, limit),
+            )  # fmt: skip
+            status = done.returncode
+        except subprocess.TimeoutExpired:
+            status = 124
+    return status, log.read_text(errors="replace")
+
+
+def last_line(text):
+    return next((row.strip() for row in reversed(text.splitlines()) if row.strip()), "")[:160]
+
+
+def build(limit, out):
+    environment = {
+        "BIRNN_CUDA": "1",
+        "BIRNN_CUDA_ARCHS": arch(torch.cuda.get_device_capability()),
+        "MAX_JOBS": str(os.cpu_count() or 2),
+    }
+    status, text = command([sys.executable, "setup.py", "build_ext", "--inplace"], limit, out / "build.log", environment)
+    says = f"for {environment['BIRNN_CUDA_ARCHS']}" if status == 0 else last_line(text)
+    return status == 0, says, text
+
+
+def tests(limit, out):
+    environment = {"BIRNN_REQUIRE_CUDA": "1", "CUBLAS_WORKSPACE_CONFIG": ":4096:8"}
+    words = [sys.executable, "-m", "pytest", "tests/cuda", "-q", "--tb=short", "-p", "no:cacheprovider"]
+    status, text = command(words, limit, out / "tests.log", environment)
+    return status == 0, "cut short" if status == 124 else last_line(text), text
+
+
+def sanitizer(limit, out):
+    tool = shutil.which("compute-sanitizer") or shutil.which("compute-sanitizer", path="/usr/local/cuda/bin")
+    if not tool:
+        return True, "compute-sanitizer is not installed: left out", ""
+    passed, says, texts = True, [], []
+    for name in ("memcheck", "racecheck"):
+        words = [tool, "--tool", name, "--error-exitcode", "9", sys.executable, "-m", "benchmarks.gpu", "--smallest"]
+        status, text = command(words, limit / 2, out / f"{name}.log")
+        errors = re.findall(r"(?:ERROR|RACECHECK) SUMMARY: .*", text)
+        says.append(f"{name}: {'cut short' if status == 124 else errors[-1] if errors else last_line(text)}")
+        passed, texts = passed and status == 0, [*texts, text]
+    return passed, "; ".join(says), "\n".join(texts)
+
+
+def smallest():
+    """What the sanitizer watches: every mode, both kinds of kernels, forward and backward, unequal rows."""
+    import birnn_ext
+
+    for tier, mode in product(("stepwise", "auto"), MODES):
+        os.environ["BIRNN_CUDA_TIER"] = tier
+        module = birnn_ext.BiRNN(5, 9, mode=mode).cuda()
+        output, _ = module(torch.randn(3, 5, 5, device="cuda"), lengths=[3, 1, 0, 2, 3])
+        output.sum().backward()
+    birnn_ext.LSTM(5, 9, proj_size=4, bidirectional=True).cuda()(torch.randn(3, 2, 5, device="cuda"))[0].sum().backward()
+    torch.cuda.synchronize()
+    print("the smallest cases ran")
+
+
+def driver():
+    """Version of the driver, as nvidia-smi tells it."""
+    words = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        found = subprocess.run(words, capture_output=True, text=True, timeout=20)
+    except (OSError, subprocess.TimeoutExpired):
+        return "unknown"
+    return found.stdout.split("\n")[0].strip() or "unknown"
+
+
+def run(stages, seconds, out, show=print, clock=time.monotonic):
+    """Runs the stages; returns the result, which is saved in `out` all along."""
+    begin = clock()
+    device = torch.cuda.get_device_name()
+    result = {
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "device": device,
+        "driver": driver(),
+        "torch": torch.__version__,
+        "cuda": torch.version.cuda,
+        "stages": {},
+        "cases": [],
+        "failures": [],
+    }
+    path = out / f"gpu_{re.sub(r'[^a-z0-9]+', '_', device.lower()).strip('_')}.json"
+    logs = ROOT / "build/gpu"
+    for folder in (out, logs):
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def save():
+        path.write_text(json.dumps(result, indent=1) + "\n")
+
+    work = {"build": build, "tests": tests, "sanitizer": sanitizer}
+    for stage in stages:
+        started, left = clock(), seconds - (clock() - begin)
+        show(f"---- {stage}, {left:.0f} s left ----")
+        if stage == "bench":
+            passed = bench(result, begin + seconds - 10, show, save)
+            says = f"{len(result['cases'])} of {len(cases())} cases"
+        else:
+            passed, says, text = work[stage](min(LIMIT[stage], left), logs)
+            if not passed:
+                show("\n".join(text.splitlines()[-60:]))
+        result["stages"][stage] = {"passed": passed, "seconds": round(clock() - started, 1), "says": says}
+        save()
+    show("\n" + closing(result))
+    show(f"\nresults: {path}")
+    return result
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__.split("\n\n")[0])
+    parser.add_argument("--stages", default=",".join(STAGES), help=f"out of {','.join(STAGES)} (default: all)")
+    parser.add_argument("--seconds", type=float, default=SECONDS, help="for everything (default %(default)s)")
+    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/results", help="folder for the JSON file")
+    parser.add_argument("--smallest", action="store_true", help="only run the smallest cases, for the sanitizer")
+    args = parser.parse_args(argv)
+    stages = args.stages.split(",")
+    if unknown := [stage for stage in stages if stage not in STAGES]:
+        parser.error(f"--stages: {unknown[0]!r} is none of {', '.join(STAGES)}")
+    if not torch.cuda.is_available():
+        sys.exit("benchmarks.gpu: no CUDA device that this torch can use")
+    if args.smallest:
+        return smallest()
+    result = run(stages, args.seconds, args.out)
+    if not all(stage["passed"] for stage in result["stages"].values()):
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

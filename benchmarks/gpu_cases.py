@@ -1,0 +1,246 @@
+"""What benchmarks.gpu measures, and how: the grid of cases in the order of their importance, CUDA events, contenders in turn,
+names of kernels, peak memory; and the lines of the table. Not here: building, testing, and the command line (gpu.py).
+"""
+
+import math
+import statistics
+import time
+from itertools import product
+
+import torch
+
+from .check import CheckFailed, Judge
+from .contenders import OURS, THEIRS, Ours, Torch
+from .problem import draw
+from .shapes import Case, Shape
+
+# float32 comes twice: with TF32 as torch has it for cuDNN, and without.
+PRECISIONS = {"tf32": "float32", "bfloat16": "bfloat16", "float16": "float16", "ieee": "float32"}
+GRAPH = "birnn_ext, graph"
+CHECK_STEPS = 12
+HEADER = (
+    f"{'mode':9}{'pass':10}{'numbers':9}{'B,T,I,H,L':22}{'torch.nn':>9}{'ours':>9}{'graph':>9}{'ratio':>7}{'graph':>7}  MiB"
+)
+
+
+def cases():
+    """[(Case, precision)]: every case once, those that say most first."""
+    sizes = [(H, B) for H in (128, 512, 64, 256, 1024) for B in (1, 32, 128)]
+    groups = [
+        (("GRU",), ("tf32", "bfloat16"), (512,), (1,)),
+        (("LSTM",), ("tf32", "bfloat16"), (512,), (1,)),
+        (("GRU", "LSTM"), ("ieee", "float16"), (512,), (1,)),
+        (("RNN_TANH",), ("tf32", "bfloat16"), (512,), (1,)),
+        (("GRU", "LSTM"), ("tf32", "bfloat16"), (50,), (1, 3)),
+        (("GRU", "LSTM"), ("tf32", "bfloat16"), (512,), (3,)),
+        (("RNN_RELU", "RNN_TANH"), tuple(PRECISIONS), (50,), (1,)),
+    ]
+    found = []
+    for modes, precisions, steps, layers in groups:
+        for L, T, precision, (H, B), mode, pass_ in product(layers, steps, precisions, sizes, modes, ("inference", "training")):
+            shape = Shape(f"gpu_{B}_{T}_{H}_{L}", B, T, H, H, L)
+            found.append((Case(shape, mode, pass_, 1, PRECISIONS[precision], "cuda"), precision))
+    return found
+
+
+def set_precision(precision):
+    """torch.nn's own setting, which ours follows."""
+    torch.backends.cudnn.rnn.fp32_precision = "tf32" if precision == "tf32" else "ieee"
+
+
+def verify(case):
+    """CheckFailed unless ours is right in this case, on its first few steps."""
+    shape = case.shape
+    short = Case(
+        Shape(shape.name, shape.B, min(shape.T, CHECK_STEPS), shape.I, shape.H, shape.L),
+        case.mode, case.pass_, 1, case.dtype, case.device,
+    )  # fmt: skip
+    ours, problem = Ours(), draw(short)
+    ours.prepare(problem)
+    return Judge(problem).check(ours)
+
+
+def runs(case):
+    """{name: callable}: one pass of each contender on numbers of its own, and of ours as a CUDA graph (inference only)."""
+    shape, dtype = case.shape, getattr(torch, case.dtype)
+    x = torch.randn(shape.T, shape.B, shape.I, device="cuda", dtype=dtype)
+    theirs, ours = (maker().make(case, dtype, "cuda") for maker in (Torch, Ours))
+    ours.load_state_dict(theirs.state_dict())
+    if case.training:
+        return {THEIRS: training_step(theirs, x), OURS: training_step(ours, x)}
+    for module in (theirs, ours):
+        module.eval()
+
+    def inference(module):
+        def run():
+            with torch.no_grad():
+                return module(x)
+
+        return run
+
+    return {THEIRS: inference(theirs), OURS: inference(ours), GRAPH: graphed(inference(ours))}
+
+
+def training_step(module, x):
+    leaf, loss_weight = x.clone().requires_grad_(), None
+
+    def run():
+        nonlocal loss_weight
+        leaf.grad = None
+        module.zero_grad(set_to_none=True)
+        output, _ = module(leaf)
+        if loss_weight is None:
+            loss_weight = torch.randn_like(output)
+        output.backward(loss_weight)
+        return output
+
+    return run
+
+
+def graphed(run):
+    """A callable that replays `run` as a CUDA graph."""
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        run()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        run()
+    return graph.replay
+
+
+def once(run):
+    """Milliseconds of one pass, by CUDA events."""
+    start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    start.record()
+    run()
+    end.record()
+    end.synchronize()
+    return start.elapsed_time(end)
+
+
+def interleave(callables, budget, timer=once, clock=time.perf_counter, least=5, most=60):
+    """{name: [milliseconds]}: all in turn, each going first equally often, for `budget` seconds and `least` rounds at least."""
+    names, found = list(callables), {name: [] for name in callables}
+    for _ in range(2):
+        for run in callables.values():
+            timer(run)
+    begin = clock()
+    for i in range(most):
+        if i >= least and clock() - begin > budget:
+            break
+        first = i % len(names)
+        for name in names[first:] + names[:first]:
+            found[name].append(timer(callables[name]))
+    return found
+
+
+def entry_of(case, precision, milliseconds, error, memory, kernels=None):
+    """A case's entry in the result."""
+    steps = case.shape.T * case.shape.L
+    medians = {name: statistics.median(values) for name, values in milliseconds.items()}
+    return {
+        "mode": case.mode,
+        "pass": case.pass_,
+        "precision": precision,
+        "shape": dict(zip("BTIHL", (case.shape.B, case.shape.T, case.shape.I, case.shape.H, case.shape.L), strict=True)),
+        "us_per_step": {name: 1e3 * ms / steps for name, ms in medians.items()},
+        "ratio": {
+            name: statistics.median(a / b for a, b in zip(milliseconds[THEIRS], values, strict=True))
+            for name, values in milliseconds.items()
+            if name != THEIRS
+        },
+        "rounds": len(milliseconds[THEIRS]),
+        "relative_error": error,
+        "peak_mib": memory,
+        "kernels": kernels or {},
+    }
+
+
+def peak_mib(run):
+    """Most memory that a pass takes beside what is there already."""
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    kept = run()
+    torch.cuda.synchronize()
+    del kept
+    return round((torch.cuda.max_memory_allocated() - before) / 2**20, 1)
+
+
+def kernel_names(run, most=4):
+    """Names of the kernels that took most of a pass, and their share of it."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+        run()
+        torch.cuda.synchronize()
+    spent = {event.key: event.self_device_time_total for event in profile.key_averages() if event.self_device_time_total > 0}
+    total = sum(spent.values()) or 1
+    return {name[:100]: round(spent[name] / total, 3) for name in sorted(spent, key=spent.get, reverse=True)[:most]}
+
+
+def measure(case, precision, names=False):
+    """Checks and times one case."""
+    set_precision(precision)
+    error = verify(case)
+    callables = runs(case)
+    memory = {name: peak_mib(run) for name, run in callables.items() if name != GRAPH}
+    milliseconds = interleave(callables, 0.2)
+    kernels = {name: kernel_names(run) for name, run in callables.items() if name != GRAPH} if names else None
+    return entry_of(case, precision, milliseconds, error, memory, kernels)
+
+
+def bench(result, deadline, show, save, clock=time.monotonic, work=measure):
+    """Measures cases into result["cases"] until the time is up. Returns whether none failed."""
+    profiled, right = set(), True
+    for case, precision in cases():
+        if clock() > deadline:
+            show(f"the time is up after {len(result['cases'])} of {len(cases())} cases")
+            break
+        key = (case.mode, precision, case.shape.H, case.pass_)
+        label = f"{case.mode} {case.pass_} {precision} {case.shape}"
+        try:
+            entry = work(case, precision, names=key not in profiled)
+        except torch.cuda.OutOfMemoryError:
+            show(f"{label}: out of memory")
+            torch.cuda.empty_cache()
+            continue
+        except (CheckFailed, RuntimeError) as failure:
+            show(f"FAILED {label}: {failure}")
+            result["failures"].append(f"{label}: {failure}")
+            right = False
+            continue
+        profiled.add(key)
+        result["cases"].append(entry)
+        show(line(entry))
+        save()
+    return right
+
+
+# ---- the table ----
+
+
+def line(entry):
+    """One line of the table: microseconds per step, and ratios to torch.nn."""
+    shape, us, ratio = entry["shape"], entry["us_per_step"], entry["ratio"]
+    sizes = ",".join(str(shape[name]) for name in "BTIHL")
+
+    def number(value, width, digits):
+        return f"{'-':>{width}}" if value is None else f"{value:>{width}.{digits}f}"
+
+    return (
+        f"{entry['mode']:9}{entry['pass']:10}{entry['precision']:9}{sizes:22}{us[THEIRS]:>9.2f}{us[OURS]:>9.2f}"
+        f"{number(us.get(GRAPH), 9, 2)}{number(ratio[OURS], 7, 2)}{number(ratio.get(GRAPH), 7, 2)}"
+        f"  {entry['peak_mib'][OURS]:.0f} ({entry['peak_mib'][THEIRS]:.0f})"
+    )
+
+
+def summary(entries):
+    """[(mode, pass, precision, contender, geometric mean of the ratios, smallest, number of cases)]"""
+    groups = {}
+    for entry in entries:
+        for name, ratio in entry["ratio"].items():
+            groups.setdefault((entry["mode"], entry["pass"], entry["precision"], name), []).append(ratio)
+    return [
+        (*key, math.exp(sum(map(math.log, ratios)) / len(ratios)), min(ratios), len(ratios)) for key, ratios in groups.items()
+    ]

@@ -1,0 +1,10 @@
+// Registers the CUDA backend with torch's dispatcher. Without a GPU, or with a torch for the CPU alone, nobody ever calls it.
+#include <torch/library.h>
+
+#include "host.h"
+
+TORCH_LIBRARY_IMPL(birnn_ext, CUDA, m) {
+  m.impl("layer", &birnn::cuda::layer);
+  m.impl("layer_into", &birnn::cuda::layer_into);
+  m.impl("layer_backward", &birnn::cuda::layer_backward);
+}

@@ -1,0 +1,11 @@
+// Defines the library torch.ops.birnn_ext with its ops. What computes them is registered per device (cpu/layer.cpp,
+// cuda/register.cpp); derivatives, fake tensors and batching rules are in birnn_ext/ops.py.
+#include <torch/library.h>
+
+#include "schema.h"
+
+TORCH_LIBRARY(birnn_ext, m) {
+  m.def(BIRNN_LAYER_SCHEMA);
+  m.def(BIRNN_INTO_SCHEMA);
+  m.def(BIRNN_BACKWARD_SCHEMA);
+}

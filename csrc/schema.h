@@ -1,0 +1,25 @@
+// The schemas of the ops, as torch.library takes them.
+#pragma once
+
+#define BIRNN_TENSORS_SCHEMA                                             \
+  "Tensor input, Tensor? h0, Tensor? c0, Tensor? lengths, "              \
+  "Tensor w_ih, Tensor w_hh, Tensor? b_ih, Tensor? b_hh, Tensor? w_hr, " \
+  "Tensor? w_ih_reverse, Tensor? w_hh_reverse, Tensor? b_ih_reverse, Tensor? b_hh_reverse, Tensor? w_hr_reverse, "
+
+#define BIRNN_LAYER_SCHEMA      \
+  "layer(" BIRNN_TENSORS_SCHEMA \
+  "str mode, bool batch_first, bool train) -> (Tensor output, Tensor h_n, Tensor c_n, Tensor saved)"
+
+// The same with the final states written to rows [row, row + D) of tensors that hold those of several layers.
+// (cell_mode: torch's functionalization of such ops has a parameter `mode` of its own, as of 2.13.)
+#define BIRNN_INTO_SCHEMA            \
+  "layer_into(" BIRNN_TENSORS_SCHEMA \
+  "str cell_mode, bool batch_first, bool train, Tensor(a!) h_n, Tensor(b!)? c_n, int row) -> (Tensor output, Tensor saved)"
+
+#define BIRNN_BACKWARD_SCHEMA                                                                                         \
+  "layer_backward(Tensor? grad_output, Tensor? grad_h_n, Tensor? grad_c_n, " BIRNN_TENSORS_SCHEMA                     \
+  "str mode, bool batch_first, Tensor output, Tensor saved, bool need_input, bool need_state, bool need_weights) -> " \
+  "(Tensor grad_input, Tensor grad_h0, Tensor grad_c0, "                                                              \
+  "Tensor grad_w_ih, Tensor grad_w_hh, Tensor grad_b_ih, Tensor grad_b_hh, Tensor grad_w_hr, "                        \
+  "Tensor grad_w_ih_reverse, Tensor grad_w_hh_reverse, Tensor grad_b_ih_reverse, Tensor grad_b_hh_reverse, "          \
+  "Tensor grad_w_hr_reverse)"

@@ -1,0 +1,59 @@
+"""Compiles the CUDA backend with g++ against the shim, into build/shim, where only what has changed is compiled again."""
+
+import os
+import subprocess
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import torch
+from torch.utils import cpp_extension
+
+SHIM = Path(__file__).resolve().parent
+ROOT = SHIM.parents[1]
+CSRC = ROOT / "csrc"
+OUT = ROOT / "build/shim"
+FLAGS = ["-std=c++20", "-O1", "-g0", "-fPIC", "-Wall", "-Wextra", "-Wno-unknown-pragmas", f"-I{SHIM}", f"-I{CSRC}"]
+KERNELS = [CSRC / f"cuda/{name}.cu" for name in ("stepwise", "rows", "block")]
+HOST = [CSRC / f"cuda/{name}.cpp" for name in ("host", "forward", "backward")]
+
+
+def compile_all(sources, folder, flags):
+    """Objects of the sources, two compilers at a time; those newer than every header are kept."""
+    folder.mkdir(parents=True, exist_ok=True)
+    headers = [*CSRC.rglob("*.h"), *SHIM.rglob("*.h"), Path(__file__), Path(torch.__file__)]
+    newest = max(path.stat().st_mtime for path in headers)
+
+    def one(source):
+        made = folder / f"{source.stem}.o"
+        if not made.exists() or made.stat().st_mtime < max(newest, source.stat().st_mtime):
+            command = [os.environ.get("CXX", "g++"), *FLAGS, *flags, "-x", "c++", "-c", str(source), "-o", str(made)]
+            done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+            assert done.returncode == 0, done.stderr
+        return made
+
+    with ThreadPoolExecutor(2) as pool:
+        return list(pool.map(one, sources))
+
+
+def link(objects, target, flags):
+    if not target.exists() or target.stat().st_mtime < max(o.stat().st_mtime for o in objects):
+        command = [os.environ.get("CXX", "g++"), *map(str, objects), *flags, "-o", str(target)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr
+    return target
+
+
+def library():
+    """The library that has torch.ops.birnn_shim."""
+    torch_flags = [f"-isystem{path}" for path in cpp_extension.include_paths()] + ["-fvisibility=hidden"]
+    # The names of the real library must not be found in this one.
+    objects = compile_all([*KERNELS, *HOST, CSRC / "ops.cpp", SHIM / "device.cpp"], OUT, torch_flags)
+    libraries = [f"-L{path}" for path in cpp_extension.library_paths()] + ["-lc10", "-ltorch", "-ltorch_cpu"]
+    return link(objects, OUT / "birnn_shim.so", ["-shared", *libraries])
+
+
+def race():
+    """A program that runs the block kernels under ThreadSanitizer."""
+    flags = [f"-isystem{path}" for path in cpp_extension.include_paths()] + ["-DBIRNN_SHIM_THREADS", "-fsanitize=thread", "-g"]
+    objects = compile_all([CSRC / "cuda/block.cu", SHIM / "race.cpp"], OUT / "race", flags)
+    return link(objects, OUT / "race/race", ["-fsanitize=thread", "-pthread"])
