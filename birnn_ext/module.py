@@ -26,7 +26,9 @@ class RNN(RNNBase):
         bidirectional: a second direction from the last step to the first, behind the first in the output.
         device, dtype: of the parameters.
 
-    By keyword, and none of it in torch.nn (equations, sources and examples: docs/variants.md):
+    What torch.nn does not have (equations, sources and examples: docs/variants.md):
+
+    Keyword Args:
         merge_mode: how the directions become one output: ``"concat"``, ``"sum"``, ``"mean"``, ``"mul"``, or None for
             a pair ``(forward, reverse)``. A merged output has P features, and so has the input of the next layer; a
             pair comes from the last layer only.

@@ -12,6 +12,9 @@ ONNX lays out what torch.nn lays out otherwise:
     GRU's reset behind the recurrent product, always      linear_before_reset=1
 """
 
+import os
+from typing import Any
+
 import torch
 
 from . import ops
@@ -20,7 +23,14 @@ from .base import RNNBase
 GATE_ORDER = {"RNN_TANH": (0,), "RNN_RELU": (0,), "GRU": (1, 0, 2), "LSTM": (0, 3, 1, 2)}
 
 
-def onnx_export(model, args=(), f=None, *, custom_translation_table=None, **options):
+def onnx_export(
+    model: torch.nn.Module,
+    args: tuple = (),
+    f: str | os.PathLike | None = None,
+    *,
+    custom_translation_table: dict | None = None,
+    **options: Any,
+) -> Any:
     """torch.onnx.export(dynamo=True) for a model with layers of ours.
 
     Args:
@@ -32,12 +42,14 @@ def onnx_export(model, args=(), f=None, *, custom_translation_table=None, **opti
         torch.onnx.ONNXProgram, or None where a file name `f` is given and torch returns None.
 
     Raises:
-        ValueError: a layer has what the standard nodes of ONNX cannot say (proj_size); the message names the layer.
+        ValueError: a layer has what the standard nodes of ONNX cannot say (proj_size, or a variant inside the step); the
+            message names the layer.
         TypeError: `model` is no torch.nn.Module.
         ModuleNotFoundError: onnx or onnxscript is not installed.
         RuntimeError: the compiled library is missing.
 
     Example, which needs onnx and onnxscript:
+        >>> import torch, birnn_ext
         >>> T, B = torch.export.Dim("T"), torch.export.Dim("B")
         >>> layer = birnn_ext.GRU(3, 4, bidirectional=True).eval()
         >>> x = torch.randn(5, 2, 3)
@@ -48,8 +60,11 @@ def onnx_export(model, args=(), f=None, *, custom_translation_table=None, **opti
     if not isinstance(model, torch.nn.Module):
         raise TypeError(f"onnx_export: model should be a torch.nn.Module, got {type(model).__name__}")
     for name, layer in model.named_modules():
+        where = f"layer {name!r}" if name else "the layer"
+        if isinstance(layer, RNNBase) and layer.variant is not None and layer.variant.inside(layer.training):
+            asked = ", ".join(f"{key}={value!r}" for key, value in layer.variant.asked().items())
+            raise ValueError(f"onnx_export: {where} has {asked}, for which ONNX has no node")
         if isinstance(layer, RNNBase) and layer.proj_size:
-            where = f"layer {name!r}" if name else "the layer"
             raise ValueError(f"onnx_export: {where} has proj_size={layer.proj_size}, but ONNX has no LSTM with a projection")
     table = {**translation_table(), **(custom_translation_table or {})}
     return torch.onnx.export(model, args, f, dynamo=True, custom_translation_table=table, **options)

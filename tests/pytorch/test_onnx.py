@@ -151,3 +151,9 @@ class Packing(nn.Module):
 def test_contrast_torch_exports_no_packed_sequence():
     with pytest.raises(torch.onnx.errors.OnnxExporterError):
         torch.onnx.export(Packing().eval(), (torch.randn(3, 2, 2), torch.tensor([2, 3])), dynamo=True, verbose=False)
+
+
+def test_a_variant_inside_the_step_is_refused_by_name():
+    model = torch.nn.Sequential(birnn_ext.GRU(3, 4, bidirectional=True, layer_norm=True))
+    with pytest.raises(ValueError, match="onnx_export: layer '0' has layer_norm=True, for which ONNX has no node"):
+        birnn_ext.onnx_export(model, (torch.randn(5, 2, 3),))
