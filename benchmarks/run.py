@@ -35,13 +35,14 @@ HEADER = (
 )
 
 
-def measure(cases, *, budget, peers=(), seed=0, show=print):
+def measure(cases, *, budget, peers=(), seed=0, wide=False, show=print):
     """
     Checks and times every case.
 
     cases    Case objects; neighbours that differ in threads alone share one check's oracle
     budget   seconds of timing per case
     peers    names out of PEERS
+    wide     whether the cases are those of WIDE; only written down
     show     called with every line of the table as it comes
     returns  {"machine", "settings", "date", "probes", "cases", "summary"}, ready for JSON
     raises   CheckFailed where ours computes something wrong
@@ -56,6 +57,7 @@ def measure(cases, *, budget, peers=(), seed=0, show=print):
             "dtype": first.dtype,
             "device": first.device,
             "ragged": first.ragged,
+            "wide": wide,
         },
         "probes": {"before": machine.probe(first.dtype, most)},
         "cases": [],
@@ -248,7 +250,14 @@ def save(result, json_path, plot_path=None):
 def measure_or_exit(args):
     """`measure` of what the command line asks for; ends the program with an error where a check fails."""
     try:
-        return measure(cases_of(args), budget=args.budget, peers=args.peers, seed=args.seed, show=tqdm.write)
+        return measure(
+            cases_of(args),
+            budget=args.budget,
+            peers=args.peers,
+            seed=args.seed,
+            wide=args.shapes == list(WIDE),
+            show=tqdm.write,
+        )
     except CheckFailed as failure:
         sys.exit(f"CHECK FAILED: {failure}")
 

@@ -13,6 +13,7 @@ from birnn_ext.clock import geometric_mean
 
 RESULTS = Path(__file__).parent / "results"
 ROWS = {"GRU": "GRU", "RNN_TANH": "RNN tanh", "RNN_RELU": "RNN relu", "LSTM": "LSTM"}
+WIDE, UNEQUAL = "60 shapes drawn at random, ", "rows of unequal length, "
 PASSES = {"inference": "inference", "training": "training step"}
 
 
@@ -29,11 +30,12 @@ def figures(results):
     """
     found = {}
     for name, result in results:
-        ragged = "rows of unequal length, " if result["settings"]["ragged"] else ""
+        settings = result["settings"]
+        group = UNEQUAL if settings["ragged"] else WIDE if settings.get("wide") else ""
         for entry in result["cases"]:
             threads = entry["threads"]
             column = f"{PASSES[entry['pass']]}, {threads} thread{'s' * (threads > 1)}"
-            values, origin = found.setdefault((ragged + ROWS[entry["mode"]], column), ([], name))
+            values, origin = found.setdefault((group + ROWS[entry["mode"]], column), ([], name))
             if origin != name:
                 raise ValueError(f"{entry['mode']}, {column}, is both in {origin} and in {name}")
             values.append(entry["ratio"]["median"])
@@ -54,7 +56,7 @@ def markdown(results):
     """The table, a row for each mode, a column for each pass and number of threads; empty where nothing was measured."""
     found = figures(results)
     columns = sorted({column for _, column in found}, key=lambda column: (-int(column.split()[-2]), column))
-    order = [ragged + row for ragged in ("", "rows of unequal length, ") for row in ROWS.values()]
+    order = [group + row for group in ("", WIDE, UNEQUAL) for row in ROWS.values()]
     lines = ["| | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
     for row in sorted({row for row, _ in found}, key=order.index):
         cells = [words(found[row, column][0]) if (row, column) in found else "" for column in columns]

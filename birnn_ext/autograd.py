@@ -10,6 +10,8 @@ that have one.) Under vmap the mapped dimension joins the batch where the weight
 Not here: which tensors take this way at all (ops.py).
 """
 
+from contextlib import nullcontext
+
 import torch
 from torch._functorch.utils import unwrap_dead_wrappers
 
@@ -27,6 +29,17 @@ def apply(function, *arguments):
     if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
         return function.apply(*arguments)
     return super(torch.autograd.Function, function).apply(*unwrap_dead_wrappers(arguments))
+
+
+def under_autocast(tensor):
+    """Whether torch.autocast is on for the device of `tensor`. ("meta", for one, has none, and asking for it is an error.)"""
+    device = tensor.device.type
+    return torch._C._is_any_autocast_enabled() and torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+
+
+def without_autocast(tensor):
+    """A context in which plain PyTorch computes in the dtypes that it is given: autocast would round every step."""
+    return torch.autocast(tensor.device.type, enabled=False) if under_autocast(tensor) else nullcontext()
 
 
 class Layer(torch.autograd.Function):
@@ -117,9 +130,13 @@ class LayerBackward(torch.autograd.Function):
         if not wanted:
             return (None,) * 24
         watched = _watched(tensors, 3 + LENGTHS)
-        _, pullback = torch.func.vjp(lambda *values: gradients(*_put(tensors, watched, values)), *(tensors[i] for i in watched))
+        with without_autocast(tensors[3]):
+            _, pullback = torch.func.vjp(
+                lambda *values: gradients(*_put(tensors, watched, values)), *(tensors[i] for i in watched)
+            )
+            found = pullback(tuple(grad_gradients[i] for i in wanted))
         result = [None] * 24
-        for i, g in zip(watched, pullback(tuple(grad_gradients[i] for i in wanted)), strict=True):
+        for i, g in zip(watched, found, strict=True):
             result[i] = g
         return tuple(result)
 
@@ -128,8 +145,10 @@ class LayerBackward(torch.autograd.Function):
         *_, need_input, need_state, need_weights = arguments
         mode, batch_first = arguments[17:19]
         mapped = any(d is not None for d in in_dims[7:17])
+        # Samples that share input and states (is_grads_batched, jacrev of the weights) would be copied for each.
+        shared = all(in_dims[i] is None for i in (3, 19, 20))
         projected = arguments[11] is not None
-        if mapped or (need_weights and (projected or mode not in per_sample.MODES)):
+        if mapped or (need_weights and (shared or projected or mode not in per_sample.MODES)):
             return _per_sample(info, in_dims, arguments, LayerBackward.apply), (0,) * 13
         n = info.batch_size
         row = 0 if batch_first else 1
@@ -155,9 +174,10 @@ class PerSample(torch.autograd.Function):
     @staticmethod
     def forward(n, *arguments):
         tensors, (mode, batch_first, output, saved, need_input, *_) = arguments[BACKWARD_TENSORS], arguments[17:]
-        grad_input, grad_h0, grad_c0, weights = per_sample.gradients(
-            n, tensors[:3], *tensors[3:7], tensors[7:], mode, batch_first, output, saved, need_input
-        )
+        with without_autocast(output):
+            grad_input, grad_h0, grad_c0, weights = per_sample.gradients(
+                n, tensors[:3], *tensors[3:7], tensors[7:], mode, batch_first, output, saved, need_input
+            )
         row = 0 if batch_first else 1
         none = output.new_empty(n, 0)  # as of the op, where there is no gradient to give
         joined = ((grad_input, row), (grad_h0, 1), (grad_c0, 1))
@@ -183,9 +203,11 @@ class PerSample(torch.autograd.Function):
             full = _put(tensors, watched, values)
             return batched(*(_unfold(t, n, at[i]) if i in at else t for i, t in enumerate(full)))
 
-        _, pullback = torch.func.vjp(outputs, *(tensors[i] for i in watched))
+        with without_autocast(tensors[3]):
+            _, pullback = torch.func.vjp(outputs, *(tensors[i] for i in watched))
+            found = pullback(tuple(grad_gradients[i] for i in wanted))
         result = [None] * 25
-        for i, g in zip(watched, pullback(tuple(grad_gradients[i] for i in wanted)), strict=True):
+        for i, g in zip(watched, found, strict=True):
             result[1 + i] = g
         return tuple(result)
 

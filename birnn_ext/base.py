@@ -192,7 +192,7 @@ class RNNBase(Checked):
 
         batch_dim = 0 if self.batch_first else 1
         if isinstance(lengths, numbers.Integral) or (isinstance(lengths, Tensor) and lengths.dim() == 0):
-            lengths = torch.as_tensor(lengths).unsqueeze(0)
+            lengths = (lengths if isinstance(lengths, Tensor) else torch.tensor(lengths, device="cpu")).unsqueeze(0)
         if isinstance(hx, Tensor):
             hx = hx.unsqueeze(1)
         elif hx is not None:

@@ -5,7 +5,6 @@ It knows neither modules nor argument errors (`birnn_ext.module`), nor how a lay
 """
 
 from collections.abc import Callable
-from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
@@ -14,6 +13,7 @@ from torch import Tensor
 from torch.nn.functional import dropout as drop
 
 from . import ops
+from .autograd import under_autocast, without_autocast
 
 
 def birnn(
@@ -53,10 +53,9 @@ def birnn(
     options = mode, batch_first, dropout if training else 0.0, recompute, layer
     if dtypes is None:
         return _stack(input, hx, lengths, weights, *options)
-    autocast = torch._C._is_any_autocast_enabled()
-    if not autocast:
+    if not under_autocast(input):
         _check_dtypes((hx, weights), input.dtype)
-    with torch.autocast(input.device.type, enabled=False) if autocast else nullcontext():
+    with without_autocast(input):
         input, hx, weights = cast((input, hx, weights), dtypes[0])
         return cast(_stack(input, hx, lengths, weights, *options), dtypes[1])
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from . import library, reference
-from .autograd import Layer, apply
+from .autograd import Layer, apply, under_autocast
 
 _C = library.load()  # loading it registers the ops; None where it cannot be
 
@@ -116,11 +116,9 @@ def converted(input: Tensor, mode: str) -> tuple[torch.dtype, torch.dtype] | Non
     """
     device = input.device.type
     kernels = KERNEL_DTYPES.get(device, ())
-    # "meta", for one, has no autocast, and asking for it is an error.
-    if torch._C._is_any_autocast_enabled() and torch.amp.is_autocast_available(device):
-        if torch.is_autocast_enabled(device) and input.dtype != torch.float64:
-            results = input.dtype if mode == "GRU" and device == "cpu" else torch.get_autocast_dtype(device)
-            return results if results in kernels else torch.float32, results
+    if under_autocast(input) and input.dtype != torch.float64:
+        results = input.dtype if mode == "GRU" and device == "cpu" else torch.get_autocast_dtype(device)
+        return results if results in kernels else torch.float32, results
     if input.dtype in _HALVES and kernels and input.dtype not in kernels:
         return torch.float32, input.dtype
     return None

@@ -52,7 +52,7 @@ def normalise_lengths(lengths: Any, steps: int, batch: int, device: torch.device
         row = next(i for i, n in enumerate(values) if not 0 <= n <= steps)
         raise ValueError(f"lengths should be between 0 and {steps}, the steps of input, got {values[row]} for row {row}")
     if tensor is None:
-        tensor = torch.tensor(values, dtype=torch.int64)
+        tensor = torch.tensor(values, dtype=torch.int64, device="cpu")
     if tensor.device.type == "meta" != device.type:
         raise RuntimeError(f"lengths should be on a device with data, as input on {device} is, got a tensor on meta")
     # Towards the CPU the copy must have landed before the kernel reads it.

@@ -29,7 +29,7 @@ def _rnn_tanh(saved, h, before):
 
 
 def _rnn_relu(saved, h, before):
-    return (h > 0).to(h.dtype).unsqueeze(-2), None
+    return torch.where(h <= 0, 0, torch.ones_like(h)).unsqueeze(-2), None  # NaN passes, as in torch
 
 
 def _gru(saved, h, before):

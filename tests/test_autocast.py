@@ -4,8 +4,11 @@ Not here: GradScaler and training under autocast (pytorch/test_autograd_modes.py
 """
 
 import compare
+import grids
 import pytest
 import torch
+
+import birnn_ext
 
 MODES = ("RNN_TANH", "RNN_RELU", "LSTM", "GRU")
 dtypes = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
@@ -98,3 +101,36 @@ def test_float64_is_left_alone():
     with torch.autocast("cpu", torch.bfloat16):
         found = flat(ours(x))
     torch.testing.assert_close(found, expected, atol=1e-12, rtol=0)
+
+
+@pytest.mark.parametrize("mode", grids.MODES)
+def test_gradients_per_sample_and_second_derivatives_are_those_of_float32(mode):
+    """Plain PyTorch computes them: autocast must not round its steps to bfloat16."""
+    _, ours = compare.pair(mode, 6, 7, bidirectional=True)
+    params, xs = dict(ours.named_parameters()), torch.randn(4, 9, 2, 6)
+
+    def loss(params, x):
+        return torch.func.functional_call(ours, params, (x,))[0].float().square().sum()
+
+    def penalty():
+        x = xs[0].clone().requires_grad_()
+        (gradient,) = torch.autograd.grad(loss(params, x), x, create_graph=True)
+        return torch.autograd.grad(gradient.square().sum(), list(params.values()))
+
+    def both():
+        each = torch.func.vmap(torch.func.grad(loss), (None, 0))(params, xs)
+        return [*each.values(), *penalty()]
+
+    exact = both()
+    with torch.autocast("cpu", torch.bfloat16):
+        found = both()
+    # The results themselves may be rounded to bfloat16 once, and with them the cotangents of the loss.
+    for a, b in zip(found, exact, strict=True):
+        torch.testing.assert_close(a, b, rtol=2e-2, atol=2e-3 * b.abs().max().item())
+
+
+def test_meta_tensors_and_the_autocast_of_another_device():
+    layer = birnn_ext.GRU(3, 4, device="meta", dtype=torch.bfloat16)
+    with torch.autocast("cpu", torch.bfloat16):
+        output, _ = layer(torch.empty(5, 2, 3, device="meta", dtype=torch.bfloat16))
+    assert output.dtype == torch.bfloat16 and output.device.type == "meta"

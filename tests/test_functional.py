@@ -4,6 +4,7 @@ import compare
 import grids
 import pytest
 import torch
+import torch.utils.checkpoint
 from torch import nn
 
 import birnn_ext
@@ -191,3 +192,19 @@ def test_recompute_as_an_option_of_the_layer():
     assert all(torch.equal(a.grad, b.grad) for a, b in zip(plain.parameters(), ours.parameters(), strict=True))
     with pytest.raises(TypeError, match="recompute should be of type bool, got: int"):
         birnn_ext.GRU(I, H, recompute=1)
+
+
+def test_recomputed_gates_compiled_and_checkpointed():
+    ours = birnn_ext.LSTM(I, H, 2, bidirectional=True, recompute=True)
+    x = torch.randn(T, B, I)
+
+    def gradients(call):
+        loss = call(x)[0].square().sum()
+        return torch.autograd.grad(loss, list(ours.parameters()))
+
+    expected = gradients(ours)
+    torch._dynamo.reset()
+    compiled = gradients(torch.compile(ours, fullgraph=True, backend="aot_eager"))
+    checkpointed = gradients(lambda x: torch.utils.checkpoint.checkpoint(ours, x, use_reentrant=False))
+    for found in (compiled, checkpointed):
+        assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))

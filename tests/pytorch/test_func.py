@@ -276,3 +276,17 @@ def test_contrast_with_torch(run, kind):
             run(theirs)
     else:
         run(theirs)
+
+
+def test_cotangents_alone_are_mapped_without_copies_of_the_input(monkeypatch):
+    """is_grads_batched: the samples share everything but the cotangents, and the op is called for each."""
+    from birnn_ext import per_sample
+
+    layer, x = birnn_ext.GRU(3, 4, bidirectional=True), torch.randn(5, 2, 3)
+    output = layer(x)[0].sum((0, 2))
+    each = [torch.autograd.grad(output[i], list(layer.parameters()), retain_graph=True) for i in range(2)]
+    monkeypatch.setattr(per_sample, "gradients", None)
+    found = torch.autograd.grad(output, list(layer.parameters()), torch.eye(2), is_grads_batched=True)
+    for i in range(2):
+        for a, b in zip(found, each[i], strict=True):
+            torch.testing.assert_close(a[i], b)
