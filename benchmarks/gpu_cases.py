@@ -9,7 +9,7 @@ from itertools import product
 
 import torch
 
-from .check import CheckFailed, Judge
+from .check import Judge
 from .contenders import OURS, THEIRS, Ours, Torch
 from .problem import draw
 from .shapes import Case, Shape
@@ -18,6 +18,8 @@ from .shapes import Case, Shape
 PRECISIONS = {"tf32": "float32", "bfloat16": "bfloat16", "float16": "float16", "ieee": "float32"}
 GRAPH = "birnn_ext, graph"
 CHECK_STEPS = 12
+PROFILING = 20  # seconds at the end
+FAILURES = 10  # at most, that are printed
 HEADER = (
     f"{'mode':9}{'pass':10}{'numbers':9}{'B,T,I,H,L':22}{'torch.nn':>9}{'ours':>9}{'graph':>9}{'ratio':>7}{'graph':>7}  MiB"
 )
@@ -44,11 +46,12 @@ def cases():
 
 
 def set_precision(precision):
-    """torch.nn's own setting, which ours follows."""
-    torch.backends.cudnn.rnn.fp32_precision = "tf32" if precision == "tf32" else "ieee"
+    """torch.nn's setting, and that of products: ours takes TF32 where both allow it."""
+    setting = "tf32" if precision == "tf32" else "ieee"
+    torch.backends.cudnn.rnn.fp32_precision = torch.backends.cuda.matmul.fp32_precision = setting
 
 
-def verify(case):
+def verify(case, precision):
     """CheckFailed unless ours is right in this case, on its first few steps."""
     shape = case.shape
     short = Case(
@@ -57,7 +60,7 @@ def verify(case):
     )  # fmt: skip
     ours, problem = Ours(), draw(short)
     ours.prepare(problem)
-    return Judge(problem).check(ours)
+    return Judge(problem, tf32=precision == "tf32").check(ours)
 
 
 def runs(case):
@@ -136,7 +139,7 @@ def interleave(callables, budget, timer=once, clock=time.perf_counter, least=5, 
     return found
 
 
-def entry_of(case, precision, milliseconds, error, memory, kernels=None):
+def entry_of(case, precision, milliseconds, error, memory):
     """A case's entry in the result."""
     steps = case.shape.T * case.shape.L
     medians = {name: statistics.median(values) for name, values in milliseconds.items()}
@@ -154,7 +157,7 @@ def entry_of(case, precision, milliseconds, error, memory, kernels=None):
         "rounds": len(milliseconds[THEIRS]),
         "relative_error": error,
         "peak_mib": memory,
-        "kernels": kernels or {},
+        "kernels": {},
     }
 
 
@@ -179,42 +182,78 @@ def kernel_names(run, most=4):
     return {name[:100]: round(spent[name] / total, 3) for name in sorted(spent, key=spent.get, reverse=True)[:most]}
 
 
-def measure(case, precision, names=False):
+def measure(case, precision):
     """Checks and times one case."""
     set_precision(precision)
-    error = verify(case)
+    error = verify(case, precision)
     callables = runs(case)
     memory = {name: peak_mib(run) for name, run in callables.items() if name != GRAPH}
-    milliseconds = interleave(callables, 0.2)
-    kernels = {name: kernel_names(run) for name, run in callables.items() if name != GRAPH} if names else None
-    return entry_of(case, precision, milliseconds, error, memory, kernels)
+    return entry_of(case, precision, interleave(callables, 0.2), error, memory)
 
 
-def bench(result, deadline, show, save, clock=time.monotonic, work=measure):
-    """Measures cases into result["cases"] until the time is up. Returns whether none failed."""
-    profiled, right = set(), True
+def profile(case, precision):
+    """{contender: its kernels}"""
+    set_precision(precision)
+    return {name: kernel_names(run) for name, run in runs(case).items() if name != GRAPH}
+
+
+def bench(result, deadline, show, save, clock=time.monotonic, work=measure, look=profile, settle=torch.cuda.synchronize):
+    """Measures cases into result["cases"] until the time is up; the last of it is for the names of kernels, since what has been
+    profiled once in a process may be slower ever after. Returns whether none failed."""
+    measured = []
     for case, precision in cases():
-        if clock() > deadline:
-            show(f"the time is up after {len(result['cases'])} of {len(cases())} cases")
+        if clock() > deadline - PROFILING:
+            show(f"the time is up after {len(measured)} of {len(cases())} cases")
             break
-        key = (case.mode, precision, case.shape.H, case.pass_)
         label = f"{case.mode} {case.pass_} {precision} {case.shape}"
         try:
-            entry = work(case, precision, names=key not in profiled)
+            entry = work(case, precision)
         except torch.cuda.OutOfMemoryError:
             show(f"{label}: out of memory")
             torch.cuda.empty_cache()
             continue
-        except (CheckFailed, RuntimeError) as failure:
-            show(f"FAILED {label}: {failure}")
-            result["failures"].append(f"{label}: {failure}")
-            right = False
+        except Exception as failure:
+            result["failures"].append(f"{label}: {type(failure).__name__}: {failure}")
+            if len(result["failures"]) <= FAILURES:
+                show(f"FAILED {result['failures'][-1]}")
+            save()
+            if not usable(result, settle):
+                return False
             continue
-        profiled.add(key)
+        measured.append((case, precision, entry))
         result["cases"].append(entry)
         show(line(entry))
         save()
-    return right
+    name_kernels(measured, deadline, look, clock, show)
+    save()
+    return not result["failures"]
+
+
+def usable(result, settle):
+    """Whether the device still works after a failure: an error in a kernel spoils everything that comes after it."""
+    try:
+        settle()
+    except Exception as error:
+        result["failures"].append(f"the device is lost, the rest is left out: {error}")
+        return False
+    return True
+
+
+def name_kernels(measured, deadline, look, clock, show):
+    """Profiles a case for every mode, pass, precision and size, while there is time."""
+    profiled = set()
+    for case, precision, entry in measured:
+        key = (case.mode, precision, case.shape.H, case.pass_)
+        if key in profiled:
+            continue
+        if clock() > deadline:
+            return
+        profiled.add(key)
+        try:
+            entry["kernels"] = look(case, precision)
+        except Exception as failure:  # no reason to lose the timings
+            show(f"no names of kernels: {type(failure).__name__}: {failure}")
+            return
 
 
 # ---- the table ----

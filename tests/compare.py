@@ -20,6 +20,10 @@ FEW_EPS_ELSE = 16.0
 # A small result is the difference of terms of size one (1 - z, 1 - n^2), and their rounding does not shrink
 # with it.
 SMALLEST_SCALE = 0.25
+# TF32 keeps 10 bits of the fraction of what it multiplies, so that is the precision of a float32 result whose products
+# are made in TF32. Twice torch's error does not cover it: cuDNN may keep a product in float32 that we make in TF32, such
+# as the recurrent one.
+TF32_EPS = 2.0**-10
 
 TORCH = {"RNN_TANH": nn.RNN, "RNN_RELU": nn.RNN, "GRU": nn.GRU, "LSTM": nn.LSTM}
 OURS = {"RNN_TANH": birnn_ext.RNN, "RNN_RELU": birnn_ext.RNN, "GRU": birnn_ext.GRU, "LSTM": birnn_ext.LSTM}
@@ -45,7 +49,7 @@ def error(actual, oracle):
     return difference.max().item() if difference.numel() else 0.0
 
 
-def check(ours, theirs, oracle, inputs_up_to=1.0):
+def check(ours, theirs, oracle, inputs_up_to=1.0, tf32=False):
     """Holds our results to the rule; each argument is a tensor or a nest of them, of the same structure.
 
     Args:
@@ -54,6 +58,7 @@ def check(ours, theirs, oracle, inputs_up_to=1.0):
         oracle: the float64 results.
         inputs_up_to: size of the inputs where it is well above one: a gradient of the weights is a product
             with them, and so is its rounding.
+        tf32: whether products of float32 are made in TF32.
     """
     ours, theirs, oracle = tensors(ours), tensors(theirs), tensors(oracle)
     assert len(ours) == len(theirs) == len(oracle)
@@ -61,7 +66,8 @@ def check(ours, theirs, oracle, inputs_up_to=1.0):
         assert a.shape == b.shape == exact.shape, f"result {i}: shape {tuple(a.shape)}, torch has {tuple(b.shape)}"
         assert a.dtype == b.dtype, f"result {i}: {a.dtype}, torch has {b.dtype}"
         scale = exact.abs().max().item() if exact.numel() else 0.0
-        few_eps = FEW_EPS.get(a.dtype, FEW_EPS_ELSE) * torch.finfo(a.dtype).eps
+        eps = TF32_EPS if tf32 and a.dtype == torch.float32 else torch.finfo(a.dtype).eps
+        few_eps = FEW_EPS.get(a.dtype, FEW_EPS_ELSE) * eps
         allowed = FACTOR * error(b, exact) + few_eps * max(scale, SMALLEST_SCALE) * inputs_up_to
         found = error(a, exact)
         assert found <= allowed, f"result {i}: error {found:.3g}, allowed {allowed:.3g} (torch: {error(b, exact):.3g})"

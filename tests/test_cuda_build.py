@@ -1,7 +1,7 @@
 """The CUDA half of the library under nvcc, on a machine that need not have a GPU: it compiles for every architecture without
 spills and within its registers, links with nothing left open, and loads beside whatever torch is installed.
 
-Not here: whether it computes what it should (tests/shim without a GPU, tests/cuda with one).
+Not here: whether it computes what it should (tests/shim without a GPU, tests/gpu with one).
 """
 
 import os
@@ -119,15 +119,16 @@ has = torch._C._dispatch_has_kernel_for_dispatch_key
 assert all(has(f"birnn_ext::{op}", "CUDA") for op in ("layer", "layer_backward"))
 rnn, matmul = torch.backends.cudnn.rnn, torch.backends.cuda.matmul
 
-# TF32 follows cuDNN's setting, whatever that of products, which is found again as it was.
+# TF32 where the setting of products and that of cuDNN's layers allow it; neither is changed.
 for above in ("none", "ieee", "tf32"):
     torch.backends.fp32_precision = above
     for of_products in ("none", "ieee", "tf32"):
         for of_rnn in ("ieee", "tf32"):
             matmul.fp32_precision, rnn.fp32_precision = of_products, of_rnn
             before = matmul.fp32_precision
-            assert probe.in_tf32(torch.float32) == (of_rnn == "tf32"), (above, of_products, of_rnn)
-            assert matmul.fp32_precision == before, (above, of_products, of_rnn)
+            expected = before == "tf32" and of_rnn == "tf32"
+            assert probe.in_tf32(torch.float32) == expected, (above, of_products, of_rnn)
+            assert (matmul.fp32_precision, rnn.fp32_precision) == (before, of_rnn), (above, of_products, of_rnn)
 
 a, b = torch.randn(5, 3), torch.randn(3, 4)
 product, columns = probe.sums(a, b)

@@ -124,5 +124,8 @@ void scatter(const Scatter& a, const Launch& l);
 // Tells this library's copy of the CUDA runtime which device is current; throws with the reason where there is none.
 void use_device(int index);
 
+// Whether work given to the stream becomes part of a CUDA graph.
+bool capturing(void* stream);
+
 }  // namespace cuda
 }  // namespace birnn

@@ -5,23 +5,31 @@
 #include <c10/core/StreamGuard.h>
 #include <c10/core/impl/VirtualGuardImpl.h>
 
+#include <algorithm>
 #include <optional>
 #include <vector>
+
+#include "kernels.h"
 
 namespace birnn {
 namespace cuda {
 
 namespace {
 
-// The same two streams of torch's pool for all layers of this thread and device: cuBLAS keeps a workspace of tens of megabytes for
-// every stream it has met. Not the same for two threads, one of which may be capturing a graph.
-const std::vector<c10::Stream>& side_streams(const at::Device& device) {
+// The side streams of this thread and device, one per direction. The same two of torch's pool for all layers, since cuBLAS
+// keeps a workspace of tens of megabytes for every stream it has met; but not the same for two threads, one of which may be
+// capturing a graph, and two others for capture: pair.h.
+std::vector<c10::Stream> side_streams(const at::Device& device, bool captured) {
   thread_local std::vector<std::vector<c10::Stream>> kept;
   const size_t index = size_t(device.index());
   if (kept.size() <= index) kept.resize(index + 1);
+  std::vector<c10::Stream>& own = kept[index];
   const c10::impl::VirtualGuardImpl guard(device.type());
-  while (kept[index].size() < 2) kept[index].push_back(guard.getStreamFromGlobalPool(device));
-  return kept[index];
+  while (own.size() < 4) {
+    const c10::Stream stream = guard.getStreamFromGlobalPool(device);
+    if (std::find(own.begin(), own.end(), stream) == own.end()) own.push_back(stream);  // the pool goes round
+  }
+  return captured ? std::vector<c10::Stream>{own[2], own[3]} : std::vector<c10::Stream>{own[0], own[1]};
 }
 
 }  // namespace
@@ -34,9 +42,10 @@ struct Pair::Streams {
 };
 
 Pair::Pair(const at::Device& device, int64_t directions) : streams_(std::make_unique<Streams>()) {
-  const std::vector<c10::Stream>& side = side_streams(device);
+  const c10::Stream from = c10::impl::VirtualGuardImpl(device.type()).getStream(device);
+  const std::vector<c10::Stream> side = side_streams(device, capturing(from.native_handle()));
   streams_->all.assign(side.begin(), side.begin() + directions);
-  streams_->all.push_back(c10::impl::VirtualGuardImpl(device.type()).getStream(device));
+  streams_->all.push_back(from);
   const Mark fork = mark(caller);
   for (int d = 0; d < directions; ++d) wait(d, fork);
 }

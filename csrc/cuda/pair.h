@@ -7,7 +7,10 @@
 //
 // All memory is allocated on the caller's stream, before the fork or between; since the streams of the directions are joined
 // before it can be given back, the caching allocator needs no record_stream: whoever gets the memory next runs behind the join.
-// Under CUDA graph capture the same events pull the two streams into the capture and out again.
+// Under CUDA graph capture the same events pull two streams into the capture and out again. They are not those of other calls:
+// a graph holds the address of the workspace that cuBLAS has for each stream, and when it is replayed beside such a call, both
+// would write there. Two graphs captured by the same thread share a workspace, as with torch's own products: replay them in
+// turn.
 #pragma once
 
 #include <ATen/core/Tensor.h>

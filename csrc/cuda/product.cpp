@@ -1,4 +1,4 @@
-// Products by ATen, and the setting of TF32.
+// Products by ATen, and where TF32 is switched off.
 #include "product.h"
 
 #include <ATen/Context.h>
@@ -6,58 +6,12 @@
 #include <ATen/ops/mm.h>
 #include <ATen/ops/sum.h>
 
-#include <mutex>
-
 namespace birnn {
 namespace cuda {
 
-namespace {
-
-constexpr at::Float32Backend backend = at::Float32Backend::CUDA;
-constexpr at::Float32Op op = at::Float32Op::MATMUL;
-constexpr at::Float32Precision tf32 = at::Float32Precision::TF32;
-
-// How many layers want TF32 for products at this moment; the first switches it on, the last puts back what it found.
-std::mutex mutex;
-int wanting = 0;
-at::Float32Precision found;
-
-void raise() {
-  const std::lock_guard<std::mutex> lock(mutex);
-  if (wanting++ > 0) return;
-  at::Context& context = at::globalContext();
-  found = context.float32Precision(backend, op);
-  // What was read may be inherited from a more general setting; then it must be inherited again afterwards.
-  context.setFloat32Precision(backend, op, at::Float32Precision::NONE);
-  if (context.float32Precision(backend, op) == found) found = at::Float32Precision::NONE;
-  context.setFloat32Precision(backend, op, tf32);
-}
-
-void lower() {
-  const std::lock_guard<std::mutex> lock(mutex);
-  if (--wanting == 0) at::globalContext().setFloat32Precision(backend, op, found);
-}
-
-}  // namespace
-
 Precision::Precision(at::ScalarType dtype) {
-  if (dtype != at::kFloat) return;
-  if (!at::globalContext().allowTF32CuDNN(at::Float32Op::RNN)) {
-    off_ = std::make_shared<at::NoTF32Guard>();
-    return;
-  }
-  bool on;
-  {
-    const std::lock_guard<std::mutex> lock(mutex);
-    on = wanting == 0 && at::globalContext().float32Precision(backend, op) == tf32;
-  }
-  if (on) return;
-  raise();
-  raised_ = true;
-}
-
-Precision::~Precision() {
-  if (raised_) lower();
+  const bool allowed = dtype != at::kFloat || at::globalContext().allowTF32CuDNN(at::Float32Op::RNN);
+  if (!allowed) off_ = std::make_shared<at::NoTF32Guard>();
 }
 
 void multiply(const at::Tensor& out, const at::Tensor& a, const at::Tensor& b) {

@@ -11,20 +11,20 @@
 namespace birnn {
 namespace cuda {
 
-// While it lives, products of float32 in this thread are made as cuDNN's recurrent layers would make them: in TF32 or not, by
-// torch.backends.cudnn.rnn.fp32_precision (allow_tf32), whatever the setting for products.
+// While it lives, products of float32 in this thread are made in TF32 only where two settings of torch allow it: that of
+// products, torch.backends.cuda.matmul.fp32_precision (by default it does not; torch.set_float32_matmul_precision), and that of
+// cuDNN's recurrent layers, torch.backends.cudnn.rnn.fp32_precision (by default it does).
 //
-// torch lets a thread switch TF32 off for itself, but on only for the whole process. So where cuDNN's setting is TF32 and that of
-// products is not (torch's defaults), a product that another thread launches in the meantime may be made in TF32.
+// So by default a layer computes in float32 where cuDNN's would compute in TF32: slower, and more precise. The other way is not
+// open to us: torch lets a thread switch TF32 off for itself, but on for the whole process only, under the products that other
+// threads make in the meantime.
 class Precision {
  public:
   explicit Precision(at::ScalarType dtype);
-  ~Precision();
   Precision(const Precision&) = delete;
   Precision& operator=(const Precision&) = delete;
 
  private:
-  bool raised_ = false;
   std::shared_ptr<void> off_;
 };
 

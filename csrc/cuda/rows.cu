@@ -10,16 +10,20 @@ namespace {
 
 constexpr int threads = 256;
 
-// A chunk's rows (t, b) along x, features along y, eight rows and 32 features a block.
+// A chunk's rows (t, b) and features, eight rows and 32 features a block. All blocks along x: along y a grid has 65535 at most,
+// which is two million features.
 struct Cut {
   int64_t t, b, i;
 };
 
-BIRNN_DEVICE Cut cut(int64_t B, int64_t t_begin) {
-  const int64_t row = int64_t(blockIdx.x) * blockDim.y + threadIdx.y;
-  return {t_begin + row / B, row % B, int64_t(blockIdx.y) * blockDim.x + threadIdx.x};
+BIRNN_BOTH unsigned across(int64_t width) { return unsigned((width + 31) / 32); }
+
+BIRNN_DEVICE Cut cut(int64_t B, int64_t t_begin, int64_t width) {
+  const unsigned blocks = across(width);
+  const int64_t row = int64_t(blockIdx.x / blocks) * blockDim.y + threadIdx.y;
+  return {t_begin + row / B, row % B, int64_t(blockIdx.x % blocks) * blockDim.x + threadIdx.x};
 }
-Grid grid(int64_t rows, int64_t width) { return {(rows + 7) / 8, (width + 31) / 32, 32, 8}; }
+Grid grid(int64_t rows, int64_t width) { return {(rows + 7) / 8 * across(width), 1, 32, 8}; }
 
 struct Start {
   const void* from;
@@ -37,7 +41,7 @@ start_kernel(const Start a) {
 template <class T>
 BIRNN_KERNEL(threads)
 finish_kernel(const Finish a) {
-  const Cut c = cut(a.B, 0);
+  const Cut c = cut(a.B, 0, a.width);
   if (c.t > 0 || c.i >= a.width) return;
   const int64_t i = c.b * a.width + c.i;
   Wide<T> value = as<Wide<T>>(a.from)[i];
@@ -48,7 +52,7 @@ finish_kernel(const Finish a) {
 template <class T>
 BIRNN_KERNEL(threads)
 gather_kernel(const Gather a) {
-  const Cut c = cut(a.n.B, a.t_begin);
+  const Cut c = cut(a.n.B, a.t_begin, a.width);
   if (c.t >= a.t_end || c.i >= a.width) return;
   const int64_t length = length_of(a.lengths, c.b, a.n.T);
   T value = Narrow<T>::of(Wide<T>(0));
@@ -68,7 +72,7 @@ template <class T>
 BIRNN_KERNEL(threads)
 hidden_kernel(const Gather a) {
   constexpr int S = Lstm::saved;
-  const Cut c = cut(a.n.B, a.t_begin);
+  const Cut c = cut(a.n.B, a.t_begin, a.width);
   if (c.t >= a.t_end || c.i >= a.width) return;
   Wide<T> save[S];
   const T* saved = as<T>(a.from) + (c.t * a.n.B + c.b) * S * a.n.H + c.i;
@@ -79,7 +83,7 @@ hidden_kernel(const Gather a) {
 template <class T>
 BIRNN_KERNEL(threads)
 scatter_kernel(const Scatter a) {
-  const Cut c = cut(a.B, a.t_begin);
+  const Cut c = cut(a.B, a.t_begin, a.width);
   if (c.t >= a.t_end || c.i >= a.width) return;
   const bool works = c.t < length_of(a.lengths, c.b, a.T);
   const Wide<T> value = works ? as<Wide<T>>(a.from)[((c.t - a.t_begin) * a.B + c.b) * a.width + c.i] : Wide<T>(0);
@@ -118,6 +122,7 @@ void scatter(const Scatter& a, const Launch& l) {
 }
 
 void use_device(int index) { set_device(index); }
+bool capturing(void* stream) { return is_capturing(stream); }
 
 }  // namespace cuda
 }  // namespace birnn

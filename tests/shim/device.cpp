@@ -59,7 +59,6 @@ Pair::On::On(const Pair& pair, int who) {
 Pair::On::~On() = default;
 
 Precision::Precision(at::ScalarType) {}
-Precision::~Precision() = default;
 
 void multiply(const at::Tensor& out, const at::Tensor& a, const at::Tensor& b) {
   shim::enqueue(shim::current, [=] { at::Tensor(out).copy_(at::mm(a.to(out.dtype()), b.to(out.dtype()))); });

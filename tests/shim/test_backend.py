@@ -1,7 +1,7 @@
 """The CUDA backend, host side and kernels, run on the CPU through the shim: numbers, order of streams, barriers.
 
 The same source as on a GPU, but for streams, products and the seam (device.cpp, cuda/seam.h). Not here: what only a GPU can
-show, which is in tests/cuda, and what nvcc makes of it (tests/test_cuda_build.py).
+show, which is in tests/gpu, and what nvcc makes of it (tests/test_cuda_build.py).
 """
 
 import os

@@ -8,7 +8,7 @@ import torch
 
 import birnn_ext
 
-from . import gpu
+from . import on_gpu
 
 pytestmark = pytest.mark.usefixtures("no_tf32")
 kinds = pytest.mark.parametrize("kind", problems.KINDS)
@@ -18,9 +18,9 @@ kinds = pytest.mark.parametrize("kind", problems.KINDS)
 def test_on_a_stream_that_is_not_the_default(tier, kind):
     """The input is written on the same stream just before, the results are read on it just after."""
     problem = problems.typical(kind, T=30, B=8, lengths=True)
-    expected = gpu.run(problem)
+    expected = on_gpu.run(problem)
     stream = torch.cuda.Stream()
-    moved = gpu.to(problem)
+    moved = on_gpu.to(problem)
     torch.cuda.synchronize()
     with torch.cuda.stream(stream):
         torch.cuda._sleep(20_000_000)
@@ -33,8 +33,8 @@ def test_on_a_stream_that_is_not_the_default(tier, kind):
 def test_two_streams_in_flight(tier):
     """Memory of one call is reused by the next while the other stream is still at work."""
     cases = [problems.typical(kind, T=60, B=8) for kind in ("GRU", "LSTM")]
-    expected = [gpu.run(problem) for problem in cases]
-    moved = [gpu.to(problem) for problem in cases]
+    expected = [on_gpu.run(problem) for problem in cases]
+    moved = [on_gpu.to(problem) for problem in cases]
     streams = [torch.cuda.Stream() for _ in cases]
     torch.cuda.synchronize()
     found = [[], []]
@@ -49,10 +49,10 @@ def test_two_streams_in_flight(tier):
 
 def test_from_several_threads(tier):
     problem = problems.typical("GRU", T=40)
-    expected, found = gpu.run(problem), {}
+    expected, found = on_gpu.run(problem), {}
 
     def work(i):
-        found[i] = [gpu.run(problem) for _ in range(3)]
+        found[i] = [on_gpu.run(problem) for _ in range(3)]
 
     threads = [threading.Thread(target=work, args=(i,)) for i in range(4)]
     for thread in threads:
@@ -63,11 +63,32 @@ def test_from_several_threads(tier):
     assert all(torch.equal(a, b) for runs in found.values() for one in runs for a, b in zip(one, expected, strict=True))
 
 
+def test_sizes_of_their_own_in_several_threads(tier):
+    """How much shared memory a kernel may have is one setting for all threads. Forward only, so that one thread's next call
+    follows close on another's."""
+    cases = [problems.make("GRU", 5, 3, 8, H) for H in (8, 70, 96, 40)]
+    moved = [on_gpu.to(case).detach() for case in cases]
+    expected = [problems.results(case)[0] for case in moved]
+    found, together = {}, threading.Barrier(len(cases))
+
+    def work(i):
+        together.wait(60)
+        found[i] = [problems.results(moved[i])[0] for _ in range(200)]
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(len(cases))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert len(found) == len(cases)
+    assert all(torch.equal(a, expected[i]) for i, outputs in found.items() for a in outputs)
+
+
 @kinds
 @pytest.mark.parametrize("lengths", [False, True])
 def test_graph_capture(tier, kind, lengths):
     """Forward and backward in one graph, replayed with new numbers."""
-    problem = gpu.to(problems.typical(kind, T=12, B=4, lengths=lengths))
+    problem = on_gpu.to(problems.typical(kind, T=12, B=4, lengths=lengths))
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
@@ -81,6 +102,24 @@ def test_graph_capture(tier, kind, lengths):
         problem.input.copy_(torch.randn_like(problem.input))
     graph.replay()
     assert all(torch.equal(a, b) for a, b in zip(captured, problems.run(problem), strict=True))
+
+
+def test_a_graph_is_replayed_beside_other_calls(monkeypatch):
+    """The products of both must not write into the same workspace."""
+    monkeypatch.setenv("BIRNN_CUDA_TIER", "stepwise")
+    cases = [problems.make("GRU", 60, 8, 64, 256) for _ in range(2)]
+    captured, eager = (on_gpu.to(case).detach() for case in cases)
+    expected = [problems.results(problem)[0].clone() for problem in (captured, eager)]
+    graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream()
+    with torch.cuda.graph(graph):
+        output = problems.results(captured)[0]
+    torch.cuda.synchronize()
+    for _ in range(20):
+        with torch.cuda.stream(stream):
+            graph.replay()
+        found = problems.results(eager)[0]
+        torch.cuda.synchronize()
+        assert torch.equal(output, expected[0]) and torch.equal(found, expected[1])
 
 
 def test_graphed_callable(tier):
@@ -105,7 +144,7 @@ def test_reduce_overhead():
 
 @kinds
 def test_no_synchronisation(tier, kind):
-    problem = gpu.to(problems.typical(kind, lengths=True))
+    problem = on_gpu.to(problems.typical(kind, lengths=True))
     problems.run(problem)
     torch.cuda.set_sync_debug_mode("error")
     try:
@@ -119,7 +158,7 @@ def test_second_device(tier):
         pytest.skip("one device only")
     problem = problems.typical("LSTM", lengths=True)
     assert torch.cuda.current_device() == 0
-    gpu.check(problem, device="cuda:1")
+    on_gpu.check(problem, device="cuda:1")
     assert torch.cuda.current_device() == 0
     module = birnn_ext.GRU(5, 7).to("cuda:1")
     with pytest.raises(RuntimeError, match="not at the same device"):
@@ -128,7 +167,7 @@ def test_second_device(tier):
 
 def test_out_of_memory_leaves_nothing_broken(tier):
     problem = problems.typical("GRU")
-    expected = gpu.run(problem)
+    expected = on_gpu.run(problem)
     free, total = torch.cuda.mem_get_info()
     torch.cuda.empty_cache()
     torch.cuda.set_per_process_memory_fraction((torch.cuda.memory_reserved() + (64 << 20)) / total)
@@ -139,7 +178,7 @@ def test_out_of_memory_leaves_nothing_broken(tier):
             module(x)
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)
-    assert all(torch.equal(a, b) for a, b in zip(gpu.run(problem), expected, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(on_gpu.run(problem), expected, strict=True))
 
 
 @pytest.mark.parametrize("train", [False, True], ids=["inference", "training"])
@@ -161,5 +200,5 @@ def test_memory_is_bounded(tier, train):
 
 def test_random_state_is_left_alone(tier):
     before = torch.cuda.get_rng_state()
-    gpu.run(problems.small())
+    on_gpu.run(problems.small())
     assert torch.equal(torch.cuda.get_rng_state(), before)

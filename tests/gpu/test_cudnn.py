@@ -1,21 +1,23 @@
 """Whole modules against torch.nn's on the same GPU, by cuDNN: our error is at most twice cuDNN's in the same dtype."""
 
+from itertools import product
+
 import compare
 import grids
 import pytest
 import torch
 
-from . import gpu
+from . import on_gpu
 
 CASES = [
     {"mode": mode, "layers": layers, "batch_first": batch_first, "B": B, "H": H, "dtype": dtype}
     for mode in grids.MODES
-    for dtype in gpu.DTYPES
+    for dtype in on_gpu.DTYPES
     for layers, batch_first, B, H in ((1, False, 1, 64), (2, True, 9, 33), (1, False, 16, 160))
 ]
 
 
-def errors_are_near(case, T=20, I=24):  # noqa: E741
+def errors_are_near(case, T=20, I=24, tf32=False):  # noqa: E741
     theirs, ours = compare.pair(
         case["mode"], I, case["H"], case["layers"], bidirectional=True, batch_first=case["batch_first"], dtype=case["dtype"]
     )
@@ -36,7 +38,7 @@ def errors_are_near(case, T=20, I=24):  # noqa: E741
     with torch.no_grad():
         cotangents = [torch.randn_like(t).to(case["dtype"]) for t in compare.tensors(exact_module(x.double()))]
     exact = results(exact_module, torch.float64, "cpu")
-    compare.check(results(ours, case["dtype"], "cuda"), results(theirs, case["dtype"], "cuda"), exact)
+    compare.check(results(ours, case["dtype"], "cuda"), results(theirs, case["dtype"], "cuda"), exact, tf32=tf32)
 
 
 @pytest.mark.parametrize("case", CASES, ids=grids.name)
@@ -46,25 +48,25 @@ def test_error_is_at_most_twice_cudnns(tier, case, no_tf32):
 
 @pytest.mark.parametrize("mode", grids.MODES)
 def test_error_with_tf32(tier, mode):
-    torch.backends.cudnn.rnn.fp32_precision = "tf32"
-    errors_are_near({"mode": mode, "layers": 1, "batch_first": False, "B": 16, "H": 160, "dtype": torch.float32})
+    torch.backends.cudnn.rnn.fp32_precision = torch.backends.cuda.matmul.fp32_precision = "tf32"
+    errors_are_near({"mode": mode, "layers": 1, "batch_first": False, "B": 16, "H": 160, "dtype": torch.float32}, tf32=True)
 
 
-def test_tf32_follows_cudnns_setting(monkeypatch):
-    """And leaves the setting of products as it was."""
+def test_tf32_where_both_settings_allow_it(monkeypatch):
+    """That of products and that of cuDNN's layers; neither is changed."""
     monkeypatch.setenv("BIRNN_CUDA_TIER", "stepwise")
     if torch.cuda.get_device_capability()[0] < 8:
         pytest.skip("no TF32 before sm_80")
     _, ours = compare.pair("GRU", 256, 256, bidirectional=True)
-    x, found = torch.randn(20, 32, 256), {}
+    x, found, rnn, matmul = torch.randn(20, 32, 256), {}, torch.backends.cudnn.rnn, torch.backends.cuda.matmul
     exact = compare.wide(ours)(x.double())[0]
     ours.cuda()
-    for setting in ("tf32", "ieee"):
-        torch.backends.cudnn.rnn.fp32_precision = setting
-        before = torch.backends.cuda.matmul.fp32_precision
-        found[setting] = compare.error(ours(x.cuda())[0].cpu(), exact)
-        assert torch.backends.cuda.matmul.fp32_precision == before
-    assert found["tf32"] > 10 * found["ieee"]
+    for settings in product(("tf32", "ieee"), repeat=2):
+        rnn.fp32_precision, matmul.fp32_precision = settings
+        found[settings] = compare.error(ours(x.cuda())[0].cpu(), exact)
+        assert (rnn.fp32_precision, matmul.fp32_precision) == settings
+    in_tf32 = found.pop(("tf32", "tf32"))
+    assert in_tf32 > 10 * max(found.values())
 
 
 def test_packed_sequence_equals_cudnns(tier, no_tf32):

@@ -43,7 +43,7 @@ def settings():
 
 @pytest.fixture
 def no_tf32():
-    """Products of float32 in float32."""
+    """Products of float32 in float32, ours and cuDNN's."""
     torch.backends.cudnn.rnn.fp32_precision = "ieee"
 
 

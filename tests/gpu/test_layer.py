@@ -15,7 +15,7 @@ from torch.autograd import gradcheck, gradgradcheck
 
 from birnn_ext import ops, reference
 
-from . import gpu
+from . import on_gpu
 
 pytestmark = pytest.mark.usefixtures("no_tf32")
 kinds = pytest.mark.parametrize("kind", problems.KINDS)
@@ -25,19 +25,19 @@ LANES = 32  # of a warp
 @pytest.mark.parametrize("i", test_isa.CASES)
 def test_equals_the_reference(i):
     """The cases of tests/cpu/test_isa.py, which hold all pairs of kinds, sizes and lengths."""
-    gpu.check(test_isa.case(i, LANES, torch.float32))
+    on_gpu.check(test_isa.case(i, LANES, torch.float32))
 
 
 @pytest.mark.parametrize("i", test_isa.CASES[::3])
 def test_equals_the_reference_step_by_step(i, monkeypatch):
     monkeypatch.setenv("BIRNN_CUDA_TIER", "stepwise")
-    gpu.check(test_isa.case(i, LANES, torch.float32))
+    on_gpu.check(test_isa.case(i, LANES, torch.float32))
 
 
-@pytest.mark.parametrize("dtype", gpu.DTYPES[1:], ids=str)
+@pytest.mark.parametrize("dtype", on_gpu.DTYPES[1:], ids=str)
 @pytest.mark.parametrize("i", test_isa.CASES[::5])
 def test_equals_the_reference_in_other_dtypes(i, dtype):
-    gpu.check(test_isa.case(i, LANES, dtype))
+    on_gpu.check(test_isa.case(i, LANES, dtype))
 
 
 BIG = {
@@ -52,7 +52,15 @@ BIG = {
 
 @pytest.mark.parametrize("name", BIG)
 def test_large_sizes(tier, name):
-    gpu.check(problems.make(**BIG[name]))
+    on_gpu.check(problems.make(**BIG[name]))
+
+
+def test_more_features_than_a_grid_has_blocks_along_y(tier):
+    """65535 blocks of 32 features. All but a few are zero, so that it is the places that are tested and not long sums."""
+    problem = problems.make("RNN_TANH", 2, 2, 2_200_000, 2, lengths=[2, 1])
+    with torch.no_grad():
+        problem.input[..., 3:-3] = 0
+    on_gpu.check(problem)
 
 
 @kinds
@@ -60,14 +68,14 @@ def test_large_sizes(tier, name):
 def test_chunks(tier, kind, bytes, monkeypatch):
     """One step per chunk, and some."""
     monkeypatch.setenv("BIRNN_CUDA_CHUNK_BYTES", str(bytes))
-    gpu.check(problems.typical(kind, lengths=True))
+    on_gpu.check(problems.typical(kind, lengths=True))
 
 
 @kinds
 def test_same_bits_on_every_run(tier, kind):
     problem = problems.typical(kind, T=50, B=19, lengths=True)
-    first = gpu.run(problem)
-    assert all(torch.equal(a, b) for _ in range(3) for a, b in zip(gpu.run(problem), first, strict=True))
+    first = on_gpu.run(problem)
+    assert all(torch.equal(a, b) for _ in range(3) for a, b in zip(on_gpu.run(problem), first, strict=True))
 
 
 @kinds
@@ -75,7 +83,7 @@ def test_same_bits_on_every_run(tier, kind):
 def test_every_element_is_written(tier, kind, batch_first):
     torch.use_deterministic_algorithms(True)  # torch.empty gives NaN
     try:
-        problem = gpu.to(problems.typical(kind, lengths=True, batch_first=batch_first))
+        problem = on_gpu.to(problems.typical(kind, lengths=True, batch_first=batch_first))
         *results, saved = torch.ops.birnn_ext.layer(*problem.op_arguments(), True)
         found = (*results, saved, *problems.run(problem))
         assert not any(t.isnan().any() for t in found)
@@ -92,7 +100,7 @@ def test_no_argument_needs_to_be_contiguous(tier, kind):
         view = memory[(slice(None, None, 2),) * t.dim()].permute(*reversed(range(t.dim())))
         return view.copy_(t.detach()).detach().requires_grad_(t.requires_grad)
 
-    problem = gpu.to(problems.small(kind, T=5, B=3, lengths=True))
+    problem = on_gpu.to(problems.small(kind, T=5, B=3, lengths=True))
     apart = replace(problem.map(scattered), lengths=torch.stack([problem.lengths] * 2, 1)[:, 0])
     exact = problems.run(problem.double(), reference.layer)
     compare.check(problems.run(apart), problems.run(problem, reference.layer), exact)
@@ -101,31 +109,31 @@ def test_no_argument_needs_to_be_contiguous(tier, kind):
 @kinds
 def test_padding_is_never_read(tier, kind):
     problem = problems.typical(kind, B=7, lengths=True)
-    clean = gpu.run(problem)
+    clean = on_gpu.run(problem)
     with torch.no_grad():
         for b, length in enumerate(problem.lengths.tolist()):
             problem.input[length:, b] = torch.nan
             problem.cotangents[0][length:, b] = torch.nan
-    assert all(torch.equal(a, b) for a, b in zip(gpu.run(problem), clean, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(on_gpu.run(problem), clean, strict=True))
 
 
 def test_lengths_out_of_range_are_clamped(tier):
     problem = replace(problems.small("LSTM", T=4, B=3, lengths=True), lengths=torch.tensor([9, -2, 3]))
     within = replace(problem, lengths=torch.tensor([4, 0, 3]))
-    assert all(torch.equal(a, b) for a, b in zip(gpu.run(problem), gpu.run(within), strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(on_gpu.run(problem), on_gpu.run(within), strict=True))
 
 
 @kinds
 def test_no_rows(kind):
     problem = problems.typical(kind, B=0)
     expected = problems.run(problem, reference.layer)
-    assert [t.shape for t in gpu.run(problem)] == [t.shape for t in expected]
+    assert [t.shape for t in on_gpu.run(problem)] == [t.shape for t in expected]
 
 
 @kinds
 def test_first_and_second_derivatives(kind):
     """In float64, which has stepwise kernels only."""
-    problem = gpu.to(problems.typical(kind, T=2, B=2, I=2, H=2, lengths=True, dtype=torch.float64))
+    problem = on_gpu.to(problems.typical(kind, T=2, B=2, I=2, H=2, lengths=True, dtype=torch.float64))
     leaves = problem.leaves()
 
     def call(*values):
@@ -139,7 +147,7 @@ def test_first_and_second_derivatives(kind):
 @kinds
 def test_opcheck(kind):
     pytest.importorskip("expecttest", reason="torch's opcheck needs it")
-    problem = gpu.to(problems.small(kind, lengths=True)).detach()
+    problem = on_gpu.to(problems.small(kind, lengths=True)).detach()
     torch.library.opcheck(torch.ops.birnn_ext.layer.default, (*problem.op_arguments(), True))
     output, *_, saved = torch.ops.birnn_ext.layer(*problem.op_arguments(), True)
     cotangents = (*problem.cotangents, None)[:3]
@@ -148,15 +156,15 @@ def test_opcheck(kind):
 
 
 def test_compile():
-    problem = gpu.to(problems.typical("GRU", lengths=True))
+    problem = on_gpu.to(problems.typical("GRU", lengths=True))
     compiled = torch.compile(lambda: problems.results(problem)[0].sin(), fullgraph=True)
     torch.testing.assert_close(compiled(), problems.results(problem)[0].sin(), rtol=0, atol=1e-6)
 
 
 def test_kernels_are_what_runs():
     """A layer that quietly took the reference path would pass everything else."""
-    problem = gpu.to(problems.typical("GRU"))
-    assert all(ops.has_kernel(problem.input.to(dtype)) for dtype in gpu.DTYPES)
+    problem = on_gpu.to(problems.typical("GRU"))
+    assert all(ops.has_kernel(problem.input.to(dtype)) for dtype in on_gpu.DTYPES)
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
         problems.run(problem)
         torch.cuda.synchronize()
