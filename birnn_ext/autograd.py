@@ -77,15 +77,18 @@ class Layer(torch.autograd.Function):
             return (None,) * 20  # a double backward passes here, on its way to `output` and `saved`
         needs = ctx.needs_input_grad
         *tensors, output, saved = ctx.saved_tensors
-        if not ctx.keep:
+        watched = torch.is_grad_enabled() or torch._C._are_functorch_transforms_active()
+        if not ctx.keep and watched:
             saved = apply(Layer, ctx.mode, ctx.batch_first, True, 0, None, None, *tensors)[3]
+        elif not ctx.keep:
+            saved = torch.ops.birnn_ext.layer(*tensors, ctx.mode, ctx.batch_first, True)[3]
         passed_on = (grad_h_n, grad_c_n) if ctx.inside else (None, None)
         if ctx.inside:
             D = 1 if tensors[9] is None else 2
             grad_h_n, grad_c_n = (g if g is None else g[ctx.row : ctx.row + D] for g in passed_on)
         arguments = (grad_output, grad_h_n, grad_c_n, *tensors, ctx.mode, ctx.batch_first, output, saved)
         arguments += (needs[6], needs[7] or needs[8], any(needs[10:]))
-        if torch.is_grad_enabled() or torch._C._are_functorch_transforms_active():
+        if watched:
             gradients = apply(LayerBackward, *arguments)
         else:
             gradients = torch.ops.birnn_ext.layer_backward(*arguments)

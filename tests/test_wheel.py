@@ -98,4 +98,4 @@ def test_what_is_in_it(wheel):
     sources = {f"birnn_ext/{path.name}" for path in Path(birnn_ext.__file__).parent.glob("*.py")}
     assert sources <= own and "birnn_ext/py.typed" in own and "birnn_ext/_built.py" in own
     (library,) = [name for name in own if name.endswith(".so")]
-    assert own - sources - {library} == {"birnn_ext/py.typed"}
+    assert own - sources - {library} == {"birnn_ext/py.typed", "birnn_ext/module.pyi"}
