@@ -41,7 +41,7 @@ def birnn(
         mode: ``"RNN_TANH"``, ``"RNN_RELU"``, ``"LSTM"`` or ``"GRU"``.
         dropout: probability with which an output of every layer but the last is zeroed, while ``training``.
         recompute: keep only inputs and outputs of the layers for backward, which computes the gates once more. GRU keeps
-            a fifth then, LSTM a sixth, of what it keeps else; a training step takes about a third longer.
+            a fifth then, LSTM a sixth, of what it keeps else; a training step takes a quarter to a third longer.
         layer: what computes one layer, called and answering as :func:`birnn_ext.ops.layer`, which it is by default.
 
     Returns:

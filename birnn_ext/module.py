@@ -42,7 +42,7 @@ class RNN(RNNBase):
         init: how ``weight_hh_l{k}`` starts, ``"torch"`` or ``"orthogonal"``.
         unit_forget_bias: whether an LSTM's bias of the forget gate starts at one.
         recompute: keep no gates for backward, which computes them once more: GRU keeps a fifth, LSTM a sixth of the memory
-            between forward and backward; a training step takes about a third longer. The numbers are the same.
+            between forward and backward; a training step takes a quarter to a third longer. The numbers are the same.
 
     Parameters, for layer k and, with the suffix ``_reverse``, its second direction: ``weight_ih_l{k}`` [H, I]
     (behind the first layer [H, D*H]), ``weight_hh_l{k}`` [H, H], ``bias_ih_l{k}``, ``bias_hh_l{k}`` [H].
