@@ -149,8 +149,9 @@ struct BackwardSweep {
     w.ih.team = w.hh.team = w.hr.team = team;
     if (!packed) {
       w.begin(q, rows.dir);
-      w.ih.once = chunk_before(rows, rows.steps(), 0, target).begin == 0;
-      w.hh.once = w.hr.once = rows.steps() == 1;
+      const int64_t all = rows.total();
+      w.ih.expect(chunk_before(rows, rows.steps(), 0, target).begin == 0 ? 1 : 2, all);
+      w.hh.expect(rows.steps(), all), w.hr.expect(rows.steps(), all);
     }
 
     if (team.rank == 0) {

@@ -104,8 +104,9 @@ struct ForwardSweep {
     w.ih.team = w.hh.team = w.hr.team = team;
     if (!packed) {
       w.begin(f.w[rows.dir]);
-      w.ih.once = next_chunk(rows, 0, target).end == rows.steps();
-      w.hh.once = w.hr.once = rows.steps() == 1;
+      const int64_t all = rows.total();
+      w.ih.expect(next_chunk(rows, 0, target).end == rows.steps() ? 1 : 2, all);
+      w.hh.expect(rows.steps(), all), w.hr.expect(rows.steps(), all);
     }
     T* y = f.y + rows.dir * n.P;
 

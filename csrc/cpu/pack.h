@@ -11,6 +11,7 @@
 
 #include "../layer.h"
 #include "simd.h"
+#include "tile.h"
 
 namespace birnn {
 namespace BIRNN_NS {
@@ -113,7 +114,7 @@ BIRNN_INLINE void pack_summed(const Shape& s, const T* w, int64_t shift, int64_t
 }
 
 // A weight, packed panel by panel as a product comes to need it: a panel is used while it is in the cache, and a weight that
-// is used only once is never written out as a whole.
+// is used only once is never written out as a whole. One that meets few rows is not packed at all.
 template <class T>
 struct Matrix {
   Shape s;
@@ -122,6 +123,7 @@ struct Matrix {
   bool by_columns = false;  // raw is [gates * N, K], else [K, N]
   int64_t shift = 0;        // of the rows of [K, N]
   bool once = false;        // there is one product only: the panels take turns in one place
+  bool direct = false;      // products are computed from `raw` as it is
   Team team = {};           // panels [begin(), end()) are this thread's
 
   int64_t count() const { return divide_up(s.vectors<T>(), s.wide); }
@@ -133,6 +135,14 @@ struct Matrix {
   int64_t first(int64_t panel) const { return panel * s.wide; }
   int units(int64_t panel) const { return int(smaller<int64_t>(s.wide, s.vectors<T>() - first(panel))); }
   T* at(int64_t panel) const { return panels + first(raw && once ? begin() : panel) * s.gates * lanes<T> * s.K; }
+
+  // Before the first product: so many are to come, of so many rows together. Packing a vector of L columns takes the time of
+  // K (log2(L) + 2) multiplications of vectors; a product without it L (log2(L) + 1) for each row, to add up lanes (dots.h). Of
+  // [K, N] a panel can be read in place, but only once: its rows lie far apart, and would drive each other out of the cache.
+  void expect(int64_t products, int64_t rows) {
+    once = products == 1;
+    direct = by_columns ? rows * lanes<T> <= s.K : once && rows <= tile_rows(s.wide);
+  }
 
   void pack(int64_t panel) const {
     if (by_columns) {

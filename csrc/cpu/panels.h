@@ -1,11 +1,28 @@
 // Products with a packed matrix. Not here: what is done with a tile (the epilogue is the caller's).
 #pragma once
 
+#include "dots.h"
 #include "pack.h"
 #include "tile.h"
 
 namespace birnn {
 namespace BIRNN_NS {
+
+// A tile of a panel of [K, N] that is not packed: its rows up to the last row of the weight, then, where they are shifted, those
+// from the first row on.
+template <class T>
+BIRNN_INLINE void tile_in_place(const Matrix<T>& w, int64_t p, int rows, const T* a, int64_t lda, T* out) {
+  constexpr int L = lanes<T>;
+  const int units = w.units(p);
+  const int64_t K = w.s.K, N = w.s.N, before = K - w.shift;
+  const T* panel = w.raw + w.first(p) * L;
+  const Tile<T> run = tiles<T, false>[units - 1][rows - 1];
+  run(before, a, lda, panel + w.shift * N, N, out, panel);
+  if (w.shift == 0) return;
+  alignas(64) T rest[max_tile_rows * max_tile_vectors * L];
+  run(w.shift, a + before, lda, panel, N, rest, panel);
+  for (int i = 0; i < rows * units * L; i += L) store(out + i, load(out + i) + load(rest + i));
+}
 
 // Calls f(first vector of units, vectors of units, first row, rows, tile) for every tile of [M, K] x this thread's panels.
 // Each panel is used for all rows while it is in the cache; `backwards` starts at the last panel, so that a matrix larger than
@@ -14,23 +31,32 @@ template <class T, class F>
 BIRNN_INLINE void product(Matrix<T>& w, int64_t M, const T* a, int64_t lda, bool backwards, F&& f) {
   if (M == 0) return;
   alignas(64) T out[max_tile_rows * max_tile_vectors * lanes<T>];
+  constexpr int L = lanes<T>;
   const int64_t K = w.s.K, begin = w.begin(), end = w.end();
   for (int64_t i = begin; i < end; ++i) {
     const int64_t p = backwards ? begin + end - 1 - i : i, after = backwards ? p - 1 : p + 1;
     const int units = w.units(p), nv = units * w.s.gates;
-    if (w.raw) w.pack(p);
+    const bool whole = (w.first(p) + units) * L <= w.s.N, in_place = w.direct && (w.by_columns || whole);
+    if (w.raw && !in_place) w.pack(p);
     const T* panel = w.at(p);
-    const T* next = w.raw ? panel : w.at(after);        // each tile of this panel has its share of the next one fetched
-    const int64_t count = divide_up(M, tile_rows(nv));  // tiles of nearly equal height: no tile of one row is left over
+    const T* next = w.raw ? panel : w.at(after);  // each tile of this panel has its share of the next one fetched
+    // Tiles of nearly equal height: no tile of one row is left over.
+    const int64_t count = divide_up(M, in_place && w.by_columns ? max_dot_rows : tile_rows(nv));
     for (int64_t t = 0, row = 0; t < count; ++t) {
       const int rows = int((M - row) / (count - t));
-      const Tile<T> run = tiles<T, false>[nv - 1][rows - 1];
-      run(K, a + row * lda, lda, panel, out, next + t * K * (64 / int64_t(sizeof(T))));
+      const T* from = a + row * lda;
+      if (!in_place) {
+        tiles<T, false>[nv - 1][rows - 1](K, from, lda, panel, nv * L, out, next + t * K * (64 / int64_t(sizeof(T))));
+      } else if (w.by_columns) {
+        tile_of_dots(w.s, w.raw, w.first(p), units, rows, from, lda, out);
+      } else {
+        tile_in_place(w, p, rows, from, lda, out);
+      }
       f(w.first(p), units, row, rows, out);
       row += rows;
     }
   }
-  if (!w.once) w.raw = nullptr;
+  if (!w.once && !w.direct) w.raw = nullptr;
 }
 
 // c[m][n] (+)= sum over k of a[k][m] * b[k][n], begin <= m < M: a gradient times what it was computed from. a and b have K
@@ -50,7 +76,7 @@ BIRNN_INLINE void product_transposed(const Shape& w, const T* packed, int64_t be
       const int nv = int(smaller<int64_t>(w.wide, vectors - first));
       const Tile<T> run = tiles<T, true>[nv - 1][rows - 1];
       const T* panel = packed + first * L * w.K;
-      run(w.K, strip, 0, panel, out, panel);
+      run(w.K, strip, 0, panel, nv * L, out, panel);
       for (int r = 0; r < rows; ++r) {
         for (int j = 0; j < nv; ++j) {
           T* to = c + (m + r) * ldc + (first + j) * L;

@@ -3,7 +3,7 @@
 //   out[r][j] = sum over k of a(r, k) * b[k][j]        r < MR, j < NV (vectors)
 //
 //   a   by rows (row stride `lda`), or interleaved: [K][MR]
-//   b   one panel: [K][NV] vectors, contiguous, so that the inner loop streams through it
+//   b   one panel: [K][NV] vectors, contiguous (row stride `ldb` = NV * L), so that the inner loop streams through it; or in place
 //   out [MR][NV] vectors, contiguous: a small buffer in L1 from which the caller's epilogue goes on. (Reading it back costs
 //       2 * MR * NV vector moves per K * MR * NV multiplications; in return one micro-kernel serves every cell and product.)
 //   ahead   where the data of later tiles begin: K cache lines from here are fetched into L2, one per k, while the processor is
@@ -35,7 +35,7 @@ constexpr int64_t tile_block = 256;
 
 template <class T, int MR, int NV, bool Interleaved>
 __attribute__((noinline)) void tile(int64_t K, const T* __restrict__ a, int64_t lda, const T* __restrict__ b,
-                                    T* __restrict__ out, const T* ahead) {
+                                    int64_t ldb, T* __restrict__ out, const T* ahead) {
   constexpr int L = lanes<T>, KU = tile_chains(MR, NV);
   constexpr int line = 64 / int(sizeof(T));  // elements of a cache line
   int64_t k = 0;
@@ -46,10 +46,10 @@ __attribute__((noinline)) void tile(int64_t K, const T* __restrict__ a, int64_t 
     for (int i = 0; i < KU * MR * NV; ++i) sum[i / (MR * NV)][i / NV % MR][i % NV] = Vec<T>{};
 
     const auto step = [&](int64_t k, Vec<T>(&into)[MR][NV]) __attribute__((always_inline)) {
-      const T* bk = b + k * NV * L;
+      const T* bk = b + k * ldb;
       if (MR < 4) {  // few rows: the panel itself is what is waited for
 #pragma GCC unroll 8
-        for (int i = 0; i < NV * L; i += line) __builtin_prefetch(bk + 8 * NV * L + i);
+        for (int i = 0; i < NV * L; i += line) __builtin_prefetch(bk + 8 * ldb + i);
       } else {
         __builtin_prefetch(ahead + k * line, 0, 2);
       }
@@ -86,7 +86,7 @@ __attribute__((noinline)) void tile(int64_t K, const T* __restrict__ a, int64_t 
 }
 
 template <class T>
-using Tile = void (*)(int64_t, const T*, int64_t, const T*, T*, const T*);
+using Tile = void (*)(int64_t, const T*, int64_t, const T*, int64_t, T*, const T*);
 
 // tiles<T, Interleaved>[NV - 1][MR - 1]; null where the registers do not suffice.
 template <class T, int MR, int NV, bool Interleaved>
