@@ -18,7 +18,7 @@ from torch._functorch.utils import unwrap_dead_wrappers
 from . import per_sample, reference
 
 # Positions in the arguments of Layer and of LayerBackward.
-LAYER_TENSORS = slice(6, 20)  # input, h0, c0, lengths, five weights of direction 0, five of direction 1
+LAYER_TENSORS = slice(7, 21)  # input, h0, c0, lengths, five weights of direction 0, five of direction 1
 BACKWARD_TENSORS = slice(0, 17)  # grad_output, grad_h_n, grad_c_n, and the same fourteen
 LENGTHS = 3  # among the fourteen
 
@@ -42,25 +42,32 @@ def without_autocast(tensor):
     return torch.autocast(tensor.device.type, enabled=False) if under_autocast(tensor) else nullcontext()
 
 
-class Layer(torch.autograd.Function):
-    """The op and its gradient: (mode, batch_first, keep, row, h_n, c_n, input, h0, c0, lengths, five weights of each
-    direction).
+def with_every_c(c_n, saved):
+    """[D, T + 1, B, H]: c after every step, which is what `saved` [D, T, B, S, H] has last, and c_n [D, B, H]."""
+    return torch.cat((saved[..., -1, :], c_n.unsqueeze(1)), 1)
 
-    `keep` says whether the gates of all steps are kept for backward; else backward computes them once more. With h_n (and
-    c_n, for LSTM) the final states are written to rows [row, row + D) of these, which hold the states of
-    several layers, and which come back changed in place: the gradient of a later layer's rows passes through unchanged.
+
+class Layer(torch.autograd.Function):
+    """The op and its gradient: (mode, batch_first, keep, every_c, row, h_n, c_n, input, h0, c0, lengths, five weights of
+    each direction).
+
+    `keep` says whether the gates of all steps are kept for backward; else backward computes them once more. With `every_c`,
+    which needs `keep`, c_n becomes [D, T + 1, B, H]: the c after every step, and then that. With h_n (and c_n, for LSTM)
+    the final states are written to rows [row, row + D) of these, which hold the states of several layers, and which come
+    back changed in place: the gradient of a later layer's rows passes through unchanged.
     """
 
     @staticmethod
-    def forward(mode, batch_first, keep, row, h_n, c_n, *tensors):
+    def forward(mode, batch_first, keep, every_c, row, h_n, c_n, *tensors):
         if h_n is None:
-            return torch.ops.birnn_ext.layer(*tensors, mode, batch_first, keep)
+            output, h_n, c_n, saved = torch.ops.birnn_ext.layer(*tensors, mode, batch_first, keep)
+            return output, h_n, with_every_c(c_n, saved) if every_c else c_n, saved
         output, saved = torch.ops.birnn_ext.layer_into(*tensors, mode, batch_first, keep, h_n, c_n, row)
         return output, h_n, c_n, saved
 
     @staticmethod
     def setup_context(ctx, inputs, outputs):
-        ctx.mode, ctx.batch_first, ctx.keep, ctx.row, h_n, c_n, *tensors = inputs
+        ctx.mode, ctx.batch_first, ctx.keep, _, ctx.row, h_n, c_n, *tensors = inputs
         output, _, _, saved = outputs
         ctx.save_for_backward(*tensors, output, saved)
         ctx.mark_non_differentiable(saved)
@@ -74,12 +81,12 @@ class Layer(torch.autograd.Function):
         if ctx.mode != "LSTM":
             grad_c_n = None  # c_n has no elements then
         if grad_output is None and grad_h_n is None and grad_c_n is None:
-            return (None,) * 20  # a double backward passes here, on its way to `output` and `saved`
+            return (None,) * 21  # a double backward passes here, on its way to `output` and `saved`
         needs = ctx.needs_input_grad
         *tensors, output, saved = ctx.saved_tensors
         watched = torch.is_grad_enabled() or torch._C._are_functorch_transforms_active()
         if not ctx.keep and watched:
-            saved = apply(Layer, ctx.mode, ctx.batch_first, True, 0, None, None, *tensors)[3]
+            saved = apply(Layer, ctx.mode, ctx.batch_first, True, False, 0, None, None, *tensors)[3]
         elif not ctx.keep:
             saved = torch.ops.birnn_ext.layer(*tensors, ctx.mode, ctx.batch_first, True)[3]
         passed_on = (grad_h_n, grad_c_n) if ctx.inside else (None, None)
@@ -87,26 +94,29 @@ class Layer(torch.autograd.Function):
             D = 1 if tensors[9] is None else 2
             grad_h_n, grad_c_n = (g if g is None else g[ctx.row : ctx.row + D] for g in passed_on)
         arguments = (grad_output, grad_h_n, grad_c_n, *tensors, ctx.mode, ctx.batch_first, output, saved)
-        arguments += (needs[6], needs[7] or needs[8], any(needs[10:]))
+        arguments += (needs[7], needs[8] or needs[9], any(needs[11:]))
         if watched:
             gradients = apply(LayerBackward, *arguments)
         else:
             gradients = torch.ops.birnn_ext.layer_backward(*arguments)
         grad_input, grad_h0, grad_c0, *grad_weights = gradients
-        gradients = (None, None, None, None, *passed_on, grad_input, grad_h0, grad_c0, None, *grad_weights)
+        gradients = (None, None, None, None, None, *passed_on, grad_input, grad_h0, grad_c0, None, *grad_weights)
         return tuple([g if need else None for g, need in zip(gradients, needs, strict=True)])
 
     @staticmethod
-    def vmap(info, in_dims, mode, batch_first, keep, row, h_n, c_n, *tensors):
+    def vmap(info, in_dims, mode, batch_first, keep, every_c, row, h_n, c_n, *tensors):
         dims = in_dims[LAYER_TENSORS]
         if any(d is not None for d in dims[4:]):
-            results = _per_sample(info, in_dims, (mode, batch_first, keep, 0, None, None, *tensors), Layer.apply)
+            arguments = (mode, batch_first, keep, every_c, 0, None, None, *tensors)
+            results = _per_sample(info, in_dims, arguments, Layer.apply)
             return results, (0, 0, 0, 0)
         n = info.batch_size
         at = 0 if batch_first else 1  # where the batch dimension is in input and output
         input, h0, c0, lengths = (_fold(t, d, n, i) for t, d, i in zip(tensors[:4], dims[:4], (at, 1, 1, 0), strict=True))
-        output, h_n, c_n, saved = Layer.apply(mode, batch_first, keep, 0, None, None, input, h0, c0, lengths, *tensors[4:])
-        c_n, c_dim = (_unfold(c_n, n, 1), 1) if mode == "LSTM" else (c_n, None)
+        arguments = (mode, batch_first, keep, every_c, 0, None, None, input, h0, c0, lengths, *tensors[4:])
+        output, h_n, c_n, saved = Layer.apply(*arguments)
+        c_dim = None if mode != "LSTM" else 2 if every_c else 1
+        c_n = c_n if c_dim is None else _unfold(c_n, n, c_dim)
         saved, saved_dim = (_unfold(saved, n, 2), 2) if keep else (saved, None)
         return (_unfold(output, n, at), _unfold(h_n, n, 1), c_n, saved), (at, 1, c_dim, saved_dim)
 
@@ -156,7 +166,8 @@ class LayerBackward(torch.autograd.Function):
         n = info.batch_size
         row = 0 if batch_first else 1
         folded = list(arguments)
-        for i, at in _batch_dims(batch_first).items():
+        every_c = arguments[2] is not None and arguments[2].dim() - (in_dims[2] is not None) == 4
+        for i, at in _batch_dims(batch_first, every_c).items():
             folded[i] = _fold(arguments[i], in_dims[i], n, at)
         if need_weights:
             return PerSample.apply(n, *folded), (0,) * 13
@@ -199,7 +210,8 @@ class PerSample(torch.autograd.Function):
         if not wanted:
             return (None,) * 25
         watched = _watched(tensors, 3 + LENGTHS)
-        at = {i: dim for i, dim in _batch_dims(ctx.batch_first).items() if i < 17 and tensors[i] is not None}
+        every_c = tensors[2] is not None and tensors[2].dim() == 4
+        at = {i: dim for i, dim in _batch_dims(ctx.batch_first, every_c).items() if i < 17 and tensors[i] is not None}
         batched = torch.func.vmap(gradients, tuple(at.get(i) for i in range(17)))
 
         def outputs(*values):
@@ -254,7 +266,13 @@ def _reference_gradients(ctx, asked):
         def outputs(*some):
             input, h0, c0, _, *flat = _put(layer, [position[i] - 3 for i in wanted], some)
             weights = (tuple(flat[:5]),) if flat[5] is None else (tuple(flat[:5]), tuple(flat[5:]))
-            results = reference.layer(input, h0, c0, lengths, weights, mode=mode, batch_first=batch_first)
+            every_c = cotangents[2] is not None and cotangents[2].dim() == 4
+            given_to = {"mode": mode, "batch_first": batch_first, "every_c": every_c}
+            output, h_n, c_n, *c = reference.layer(input, h0, c0, lengths, weights, **given_to)
+            if every_c:
+                c = c[0].unflatten(-1, (len(weights), -1)).movedim(2, 0)  # [D, T, B, H] or [D, B, T, H]
+                c_n = torch.cat((c.transpose(1, 2) if batch_first else c, c_n.unsqueeze(1)), 1)
+            results = output, h_n, c_n
             return tuple(results[i] for i in given)
 
         _, pullback = torch.func.vjp(outputs, *(values[position[i]] for i in wanted))
@@ -266,10 +284,10 @@ def _reference_gradients(ctx, asked):
 # ---------------------------------------------------------------------- vmap
 
 
-def _batch_dims(batch_first):
+def _batch_dims(batch_first, every_c):
     """Where the batch dimension is: {position among the arguments of the backward op: dimension}."""
     row = 0 if batch_first else 1
-    return {0: row, 1: 1, 2: 1, 3: row, 4: 1, 5: 1, 6: 0, 19: row, 20: 2}
+    return {0: row, 1: 1, 2: 2 if every_c else 1, 3: row, 4: 1, 5: 1, 6: 0, 19: row, 20: 2}
 
 
 def _fold(t, dim, n, at):

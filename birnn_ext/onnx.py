@@ -91,6 +91,10 @@ def translation_table():
         """torch.ops.birnn_ext.layer -> (output, h_n, c_n, saved); anything stands for what the mode or inference has not."""
         if w_hr is not None:
             raise ValueError("proj_size: ONNX has no LSTM with a projection")
+        if lengths is not None and len(lengths.shape) == 2:
+            raise ValueError("reset: ONNX has no recurrent node that starts from zeros in the middle of a row")
+        if train:
+            raise ValueError("return_states: ONNX has no LSTM that hands out the c of every step")
         directions = [(w_ih, w_hh, b_ih, b_hh)]
         if w_ih_reverse is not None:
             directions.append((w_ih_reverse, w_hh_reverse, b_ih_reverse, b_hh_reverse))

@@ -34,6 +34,11 @@ def has_kernel(input: Tensor) -> bool:
     return input.dtype in KERNEL_DTYPES.get(input.device.type, ())
 
 
+def has_variants(input: Tensor) -> bool:
+    """Whether the kernel of this device and dtype knows episodes (`lengths` of two dimensions) and `every_c`."""
+    return has_kernel(input) and input.device.type != "cuda"
+
+
 def in_place(input: Tensor) -> bool:
     """Whether `layer` may be given `states`: eager mode with a kernel. Compilers, tracers and transforms want functions
     without side effects."""
@@ -58,7 +63,8 @@ def layer(
     batch_first: bool = False,
     states: tuple[int, Tensor, Tensor | None] | None = None,
     recompute: bool = False,
-) -> tuple[Tensor, Tensor, Any]:
+    every_c: bool = False,
+) -> tuple[Any, ...]:
     """One recurrent layer with all its directions, differentiable any number of times.
 
     Args:
@@ -67,26 +73,30 @@ def layer(
             reverse direction at each row's own last step.
         c0: [D, B, H] or None for zeros; LSTM only.
         lengths: int64 [B] on the input's device, each 0..T, or None: all are T. On a GPU nobody looks at the values, which
-            would mean to wait for the device: what is outside 0..T counts as the nearer of the two.
+            would mean to wait for the device: what is outside 0..T counts as the nearer of the two. Or int64 [B, T], numbers
+            of episodes, as in :func:`birnn_ext.reference.layer`.
         weights: one tuple per direction, (w_ih [G*H, I], w_hh [G*H, P], b_ih [G*H] or None, b_hh [G*H] or
             None, w_hr [P, H] or None), in torch.nn's layout.
         mode: "RNN_TANH", "RNN_RELU", "LSTM" or "GRU".
         batch_first: whether input and output have the batch dimension first.
         states: None, or (row, h_n [L*D, B, P], c_n [L*D, B, H] or None), contiguous: the final states are written to rows
             [row, row + D). Only where `in_place` allows it.
-        recompute: keep no gates for backward, which computes them once more: less memory, more time.
+        recompute: keep no gates for backward, which computes them once more: less memory, more time. Not with `every_c`.
+        every_c: whether the c of every step is returned too, fourth; LSTM only, and not with `states`.
 
     Returns:
         output [T, B, D*P] ([B, T, D*P]), forward direction first, zero beyond the lengths; h_n [D, B, P];
-        c_n [D, B, H] for LSTM, else None. With `states` these two, changed in place.
+        c_n [D, B, H] for LSTM, else None. With `states` these two, changed in place. With `every_c` also c [T, B, D*H]
+        ([B, T, D*H]), zero where output is.
 
     Raises:
         RuntimeError: a rank, shape, dtype or device does not fit; the message names the argument.
         ValueError: an unknown mode, or (on the CPU) a length out of range.
     """
     # Forward-mode AD, also inside torch.func.jvp and jacfwd: the reference has derivatives of every kind.
-    if not has_kernel(input) or forward_ad._current_level >= 0:
-        return reference.layer(input, h0, c0, lengths, weights, mode=mode, batch_first=batch_first)
+    known = has_variants if every_c or (lengths is not None and lengths.dim() == 2) else has_kernel
+    if not known(input) or forward_ad._current_level >= 0:
+        return reference.layer(input, h0, c0, lengths, weights, mode=mode, batch_first=batch_first, every_c=every_c)
     flat = weights[0] + (weights[1] if len(weights) == 2 else _NO_WEIGHTS)
     h_n: Any
     row, h_n, c_n = states or (0, None, None)
@@ -96,12 +106,18 @@ def layer(
                 "birnn_ext: torch.jit.trace cannot record the derivatives of this layer: trace under torch.no_grad(), "
                 "or use torch.export"
             )
-        keep = not recompute or SAVED[mode] == 0
-        output, h_n, c_n, _ = apply(Layer, mode, batch_first, keep, row, h_n, c_n, input, h0, c0, lengths, *flat)
+        keep = not recompute or SAVED[mode] == 0 or every_c
+        output, h_n, c_n, _ = apply(Layer, mode, batch_first, keep, every_c, row, h_n, c_n, input, h0, c0, lengths, *flat)
+        if every_c:
+            c, c_n = c_n[:, :-1], c_n[:, -1]
     elif states:
         output, _ = torch.ops.birnn_ext.layer_into(input, h0, c0, lengths, *flat, mode, batch_first, False, h_n, c_n, row)
     else:
-        output, h_n, c_n, _ = torch.ops.birnn_ext.layer(input, h0, c0, lengths, *flat, mode, batch_first, False)
+        output, h_n, c_n, saved = torch.ops.birnn_ext.layer(input, h0, c0, lengths, *flat, mode, batch_first, every_c)
+        if every_c:
+            c = saved[..., -1, :]
+    if every_c:
+        return output, h_n, c_n, (c.permute(2, 1, 0, 3) if batch_first else c.permute(1, 2, 0, 3)).flatten(2)
     return output, h_n, c_n if mode == "LSTM" else None
 
 
@@ -175,6 +191,15 @@ def _register_fakes():
             *(input.new_empty(w.shape if need_weights and w is not None else (0,)) for w in weights),
         )
 
+    def gates_backward_fake(grad_output, grad_h_n, grad_c_n, input, h0, c0, lengths, *rest):
+        weights, (mode, batch_first) = rest[:10], rest[10:12]
+        B, T = (input.shape[0], input.shape[1]) if batch_first else (input.shape[1], input.shape[0])
+        D, H = 1 if weights[5] is None else 2, weights[0].shape[0] // GATES[mode]
+        P = H if weights[4] is None else weights[4].shape[0]
+        grad_c0 = input.new_empty((D, B, H) if mode == "LSTM" else (0,))
+        return input.new_empty((D, T, B, COLUMNS[mode], H)), input.new_empty((D, B, P)), grad_c0
+
+    torch.library.register_fake("birnn_ext::layer_gates_backward", gates_backward_fake)
     torch.library.register_fake("birnn_ext::layer", layer_fake)
     torch.library.register_fake("birnn_ext::layer_into", layer_into_fake)
     torch.library.register_fake("birnn_ext::layer_backward", backward_fake)
@@ -185,5 +210,6 @@ _WEIGHTS = ("w_ih", "w_hh", "b_ih", "b_hh", "w_hr")
 TENSORS = ("h0", "c0", "lengths", *_WEIGHTS, *(f"{name}_reverse" for name in _WEIGHTS))
 GATES = {"RNN_TANH": 1, "RNN_RELU": 1, "LSTM": 4, "GRU": 3}
 SAVED = {"RNN_TANH": 0, "RNN_RELU": 0, "LSTM": 5, "GRU": 4}  # values per unit and step; as in csrc/cells
+COLUMNS = {"RNN_TANH": 1, "RNN_RELU": 1, "LSTM": 4, "GRU": 4}  # gradients of gates per unit and step; likewise
 if _C is not None:
     _register_fakes()

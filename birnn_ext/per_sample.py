@@ -8,8 +8,9 @@ weight's gradient is one product of a batched matrix product:
     dW_hh = sum over t, b of  dg[t, b] (outer) h[t-1, b]          dg = gradient of W_hh h + b_hh
     db_ih = sum over t, b of  dx[t, b]        db_hh = sum of dg[t, b]
 
-What stands between the steps is elementwise, so each step's slopes come from what the forward op saved, for all steps
-beforehand; the sweep itself is a few operations per step. Not differentiable (autograd.py takes second derivatives
+On the CPU an op goes back through time and gives dx and dg. Elsewhere that is done here: what stands between the steps is
+elementwise, so each step's slopes come from what the forward op saved, for all steps beforehand; the sweep itself is a few
+operations per step. Not differentiable (autograd.py takes second derivatives
 from the reference), and not for LSTM with a projection, whose W_hr needs gradients behind the gates: the caller calls
 the op once per sample there.
 
@@ -17,6 +18,8 @@ Source: the outer-product form is that of Goodfellow, "Efficient per-example gra
 """
 
 import torch
+
+from . import reference
 
 # ---------------------------------------------------------------------------------------------------------- CELL
 # slopes(saved [T, B, S, H], h [T, B, H], h before the step) -> of the gates' pre-activations, [T, B, C, H], per unit of h',
@@ -41,6 +44,7 @@ def _gru(saved, h, before):
 
 SLOPES = {"RNN_TANH": _rnn_tanh, "RNN_RELU": _rnn_relu, "GRU": _gru}
 MODES = (*SLOPES, "LSTM")
+BY_OP = ("cpu",)  # devices that have the op layer_gates_backward
 
 
 def _lstm(saved, c_before):
@@ -59,7 +63,8 @@ def gradients(samples, cotangents, input, h0, c0, lengths, weights, mode, batch_
 
     Args:
         samples: N; tensors hold N*B rows, those of a sample one behind the other.
-        cotangents: of output, h_n and c_n; None where a result was not used.
+        cotangents: of output, h_n and c_n; None where a result was not used. That of c_n may be [D, T + 1, N*B, H], of the
+            c after every step and then of c_n.
         input, h0, c0, lengths: as :func:`birnn_ext.reference.layer` takes them.
         weights: five weights of direction 0 and five of direction 1, as the op takes them; no projection.
         output, saved: results of the forward op.
@@ -70,36 +75,29 @@ def gradients(samples, cotangents, input, h0, c0, lengths, weights, mode, batch_
         those of the ten weights, each [N, *shape], None for a weight that is not there.
     """
     directions = [weights[:5]] if weights[5] is None else [weights[:5], weights[5:]]
-    D, (grad_output, grad_h_n, grad_c_n) = len(directions), cotangents
+    if input.device.type in BY_OP:
+        arguments = *cotangents, input, h0, c0, lengths, *weights, mode, batch_first, output, saved
+        gates, grad_h0, grad_c0 = torch.ops.birnn_ext.layer_gates_backward(*arguments)
+    else:
+        arguments = cotangents, h0, c0, lengths, directions, mode, batch_first, output, saved
+        gates, grad_h0, grad_c0 = _through_time(*arguments)
     if batch_first:
         input, output = input.transpose(0, 1), output.transpose(0, 1)
-        grad_output = None if grad_output is None else grad_output.transpose(0, 1)
-    (T, rows), H = input.shape[:2], output.size(-1) // D
-    valid = None
-    if lengths is not None:
-        valid = (torch.arange(T, device=input.device).unsqueeze(1) < lengths).unsqueeze(-1)  # [T, N*B, 1]
+    T, rows = input.shape[:2]
+    D, H = len(directions), directions[0][1].size(1)
+    valid, begins = reference.within(lengths, T)  # [T, N*B, 1]
+    if valid is not None:
         input = torch.where(valid, input, 0)  # padding may hold anything, and 0 * NaN is NaN
 
     def per_sample(t):
         # Contiguous, since steps that lie a power of two apart share their places in the cache.
         return t.unflatten(1, (samples, rows // samples)).movedim(1, 0).flatten(1, 2).contiguous()  # [N, T*B, features]
 
-    x, h = per_sample(input), output.chunk(D, -1)
-    dy = (None,) * D if grad_output is None else grad_output.chunk(D, -1)
-    zeros = output.new_zeros(D, rows, H)
-    h0, c0, dh, dc = (zeros if t is None else t for t in (h0, c0, grad_h_n, grad_c_n))
-    grads_h0, grads_c0, result, grad_input = [], [], [], None
-    for d, (w_ih, w_hh, b_ih, b_hh, _) in enumerate(directions):
-        before = _before(h[d], h0[d], valid, reverse=d == 1)
-        order = range(T) if d == 1 else range(T - 1, -1, -1)
-        if mode == "LSTM":
-            slopes = _lstm(saved[d], _before(saved[d, ..., 4, :], c0[d], valid, reverse=d == 1))
-            gates, grad_h, grad_c = _sweep_lstm(slopes, dy[d], dh[d], dc[d], w_hh, valid, order)
-            grads_c0.append(grad_c)
-        else:
-            gates, grad_h = _sweep(*SLOPES[mode](saved[d], h[d], before), dy[d], dh[d], w_hh, valid, order)
-        grads_h0.append(grad_h)
-        to_x = to_h = per_sample(gates.flatten(-2))
+    x, result, grad_input = per_sample(input), [], None
+    for d, (w_ih, _, b_ih, b_hh, _) in enumerate(directions):
+        start = output.new_zeros(rows, H) if h0 is None else h0[d]
+        before = _before(output.narrow(-1, d * H, H), start, valid, begins[d], reverse=d == 1)
+        to_x = to_h = per_sample(gates[d].flatten(-2))
         if mode == "GRU":
             to_x, to_h = torch.cat([to_h[..., H : 3 * H], to_h[..., :H]], -1), to_h[..., H:]
         if need_input:
@@ -110,17 +108,49 @@ def gradients(samples, cotangents, input, h0, c0, lengths, weights, mode, batch_
     if need_input:
         grad_input = grad_input.unflatten(1, (T, rows // samples)).movedim(0, 1).flatten(1, 2)
         grad_input = grad_input.transpose(0, 1) if batch_first else grad_input
-    grad_c0 = torch.stack(grads_c0) if grads_c0 else None
-    return grad_input, torch.stack(grads_h0), grad_c0, result + [None] * (10 - len(result))
+    return grad_input, grad_h0, grad_c0 if mode == "LSTM" else None, result + [None] * (5 * (2 - D))
 
 
-def _before(t, start, valid, reverse):
+def _before(t, start, valid, begins, reverse):
     """The state [T, N*B, H] that each step starts from, where `t` is the one that it ends with.
 
     Behind the end of a row it holds numbers of no meaning, but those of `t`, which may be anything, are gone.
     """
     t = t if valid is None else torch.where(valid, t, start)
-    return torch.cat([t[1:], start.unsqueeze(0)] if reverse else [start.unsqueeze(0), t[:-1]])
+    before = torch.cat([t[1:], start.unsqueeze(0)] if reverse else [start.unsqueeze(0), t[:-1]])
+    return before if begins is None else before.masked_fill(begins, 0)
+
+
+# ----------------------------------------------------------------------------------------- BACK THROUGH TIME, IN PYTORCH
+
+
+def _through_time(cotangents, h0, c0, lengths, directions, mode, batch_first, output, saved):
+    """What the op layer_gates_backward gives: gradients of the pre-activations, one tensor for each direction, of h0 and c0.
+
+    It knows neither episodes nor gradients of every c, as the forward op of a device without that op.
+    """
+    D, (grad_output, dh, dc) = len(directions), cotangents
+    if batch_first:
+        output = output.transpose(0, 1)
+        grad_output = None if grad_output is None else grad_output.transpose(0, 1)
+    (T, rows), h = output.shape[:2], output.chunk(D, -1)
+    valid, _ = reference.within(lengths, T)
+    dy = (None,) * D if grad_output is None else grad_output.chunk(D, -1)
+    zeros = output.new_zeros(D, rows, h[0].size(-1))
+    h0, c0, dh, dc = (zeros if t is None else t for t in (h0, c0, dh, dc))
+    every_gate, grads_h0, grads_c0 = [], [], []
+    for d, (_, w_hh, *_) in enumerate(directions):
+        order = range(T) if d == 1 else range(T - 1, -1, -1)
+        if mode == "LSTM":
+            slopes = _lstm(saved[d], _before(saved[d, ..., 4, :], c0[d], valid, None, reverse=d == 1))
+            gates, grad_h, grad_c = _sweep_lstm(slopes, dy[d], dh[d], dc[d], w_hh, valid, order)
+            grads_c0.append(grad_c)
+        else:
+            before = _before(h[d], h0[d], valid, None, reverse=d == 1)
+            gates, grad_h = _sweep(*SLOPES[mode](saved[d], h[d], before), dy[d], dh[d], w_hh, valid, order)
+        every_gate.append(gates)
+        grads_h0.append(grad_h)
+    return every_gate, torch.stack(grads_h0), torch.stack(grads_c0) if grads_c0 else None
 
 
 def _sweep(slopes, direct, dy, dh, w_hh, valid, order):

@@ -65,15 +65,18 @@ def plain(d, input, weights, mode):
     return linear(input, w_ih, b_ih), step
 
 
-def sweep(step, x, state, valid, reverse):
-    """One direction through time: x [T, B, G*H], valid [T, B, 1] | None -> what each step computed, and the last state.
+def sweep(step, x, state, valid, begins, reverse):
+    """One direction through time: x [T, B, G*H] -> what each step computed, and the last state.
 
-    The first is a list of T states; beyond a row's length it holds whatever the step made of the padding.
+    The first is a list of T states; beyond a row's length it holds whatever the step made of the padding. `valid` and
+    `begins` are bool [T, B, 1] or None: whether a step is within its row, and whether it starts from zeros.
     """
     x = x.unbind(0)
     steps = range(len(x))
     every = [None] * len(x)
     for t in reversed(steps) if reverse else steps:
+        if begins is not None:
+            state = tuple(part.masked_fill(begins[t], 0) for part in state)
         new = every[t] = step(t, x[t], state)
         if valid is not None:
             # A row outside its length keeps its state: going backwards that holds the initial state until the
@@ -83,6 +86,23 @@ def sweep(step, x, state, valid, reverse):
     return every, state
 
 
+def within(lengths, steps):
+    """(valid, begins) of :func:`sweep` for `lengths` as :func:`layer` takes it; begins for each direction.
+
+    The forward direction starts from zeros at the first step of an episode, the reverse direction at the last one, where
+    the step behind it, t + 1, is the first of another episode and still within the row.
+    """
+    if lengths is None:
+        return None, (None, None)
+    if lengths.dim() == 1:
+        return (torch.arange(steps, device=lengths.device).unsqueeze(1) < lengths).unsqueeze(-1), (None, None)
+    episode = lengths.t().unsqueeze(-1)
+    valid = episode > 0
+    new = (episode[1:] != episode[:-1]) & valid[1:]
+    # What would go on from the initial state is numbered 1.
+    return valid, (torch.cat((episode[:1] > 1, new)), torch.cat((new, torch.zeros_like(valid[:1]))))
+
+
 def layer(input, h0, c0, lengths, weights, *, mode, batch_first=False, direction=plain, every_c=False):
     """One layer with all its directions; the same call as `birnn_ext.ops.layer`, and two arguments more.
 
@@ -90,7 +110,9 @@ def layer(input, h0, c0, lengths, weights, *, mode, batch_first=False, direction
         input: [T, B, I], or [B, T, I] with ``batch_first``; T at least 1.
         h0: [D, B, P], or None for zeros.
         c0: [D, B, H], or None for zeros; LSTM only.
-        lengths: int64 [B], each 0..T, or None when every row has T steps.
+        lengths: int64 [B], each 0..T, or None when every row has T steps; or int64 [B, T], the number of the episode that
+            each step belongs to, 0 beyond the row's end: an episode starts from zeros, in both directions. They are numbered
+            from 1 on, or from 2 on where the first one, too, starts from zeros and not from h0 in the forward direction.
         weights: D tuples ``(w_ih [G*H, I], w_hh [G*H, P], b_ih [G*H] | None, b_hh [G*H] | None,
             w_hr [P, H] | None)``.
         mode: ``"RNN_TANH"``, ``"RNN_RELU"``, ``"LSTM"`` or ``"GRU"``.
@@ -105,9 +127,8 @@ def layer(input, h0, c0, lengths, weights, *, mode, batch_first=False, direction
     if batch_first:
         input = input.transpose(0, 1)
     T, B = input.shape[:2]
-    valid = None
-    if lengths is not None:
-        valid = (torch.arange(T, device=input.device).unsqueeze(1) < lengths).unsqueeze(-1)
+    valid, begins = within(lengths, T)
+    if valid is not None:
         # Padding may hold anything, NaN included; a mask behind the cell would stop its value but not its
         # gradient.
         input = torch.where(valid, input, 0)
@@ -119,7 +140,7 @@ def layer(input, h0, c0, lengths, weights, *, mode, batch_first=False, direction
             hidden_size = w_hh.size(1) if w_hr is None else w_hr.size(1)
             state += (input.new_zeros(B, hidden_size) if c0 is None else c0[d],)
         x, step = direction(d, input, held, mode)
-        sweeps.append(sweep(step, x, state, valid, reverse=d == 1))
+        sweeps.append(sweep(step, x, state, valid, begins[d], reverse=d == 1))
 
     def over_time(part):
         joined = torch.cat([torch.stack([state[part] for state in every]) for every, _ in sweeps], -1)

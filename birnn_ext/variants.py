@@ -1,9 +1,10 @@
 """The variants of a layer: which there are, what may be asked for, and the stack of layers that has some.
 
     in the weights, by the fast kernels          weight_drop
-    in the outputs, by the fast kernels          merge_mode; return_states of RNN and GRU
-    inside the step, by varied_layer.py          recurrent_dropout (in training), zoneout, layer_norm, reset,
-                                                 return_states of LSTM
+    in the lengths, by the fast kernels          reset
+    in the outputs, by the fast kernels          merge_mode, return_states
+    inside the step, by varied_layer.py          recurrent_dropout (in training), zoneout, layer_norm; on a GPU also reset,
+                                                 and return_states of LSTM
 Equations, sources and examples: docs/variants.md. Not here: initialisation (init.py).
 """
 
@@ -129,6 +130,7 @@ def normalise_reset(reset, shape, device):
     Raises:
         TypeError: no tensor, or one that is not bool.
         ValueError: another shape.
+        RuntimeError: a tensor without data (on meta) beside an input that has some.
     """
     if not isinstance(reset, Tensor):
         raise TypeError(f"reset should be a bool tensor, got {type(reset).__name__}")
@@ -139,6 +141,8 @@ def normalise_reset(reset, shape, device):
             f"reset should have one entry for each step of each row of input, expected shape {tuple(shape)}, "
             f"got {tuple(reset.shape)}"
         )
+    if reset.device.type == "meta" != device.type:
+        raise RuntimeError(f"reset should be on a device with data, as input on {device} is, got a tensor on meta")
     return reset.to(device, non_blocking=device.type != "cpu")
 
 
@@ -156,6 +160,13 @@ def unpack_reset(reset, lengths):
     if own.tolist() != lengths.tolist():
         raise ValueError(f"reset should be packed as input is, expected lengths {lengths.tolist()}, got {own.tolist()}")
     return normalise_reset(padded, padded.shape, lengths.device)
+
+
+def episodes(reset, lengths, batch_first):
+    """`reset` and `lengths` (int64 [B] or None) in one: numbers of episodes, int64 [B, T], as the layer takes them."""
+    reset = reset if batch_first else reset.transpose(0, 1)
+    numbers = reset.cumsum(1) + 1
+    return numbers if lengths is None else numbers * (torch.arange(reset.size(1), device=reset.device) < lengths.unsqueeze(1))
 
 
 def birnn(
@@ -183,19 +194,20 @@ def birnn(
         raise TypeError(f"return_states should be of type bool, got: {type(return_states).__name__}")
     variant = variant or PLAIN
     D, every_c = len(weights[0]), return_states and mode == "LSTM"
-    inside = reset is not None or every_c or variant.inside(training)
+    if reset is not None:
+        lengths = episodes(reset, lengths, batch_first)
     h_every, c_every, done = [], [], []
 
     def layer(input, h0, c0, lengths, weights, *, mode, batch_first):
         if training and "weight_drop" in variant.on:
             weights = tuple((w_ih, drop(w_hh, variant.weight_drop), *rest) for w_ih, w_hh, *rest in weights)
-        given = {"mode": mode, "batch_first": batch_first}
-        if inside:
-            given |= {"variant": variant, "training": training, "reset": reset, "every_c": every_c}
-            output, h_n, c_n, *c = varied_layer.layer(input, h0, c0, lengths, weights, **given)
-            c_every.extend(c)
+        if variant.inside(training) or ((every_c or reset is not None) and not ops.has_variants(input)):
+            compute, more = varied_layer.layer, {"variant": variant, "training": training}
         else:
-            output, h_n, c_n = ops.layer(input, h0, c0, lengths, weights, recompute=recompute, **given)
+            compute, more = ops.layer, {"recompute": recompute}
+        more |= {"mode": mode, "batch_first": batch_first, "every_c": every_c}
+        output, h_n, c_n, *c = compute(input, h0, c0, lengths, weights, **more)
+        c_every.extend(c)
         if return_states:
             h_every.append(output)
         done.append(True)

@@ -1,7 +1,6 @@
-"""One layer whose variants act inside the step: recurrent dropout, zoneout, layer normalisation, resets, every c.
+"""One layer whose variants act inside the step: recurrent dropout, zoneout, layer normalisation.
 
-    step t, state (h, c)     reset[t]: h, c <- 0        (before the step, in the direction's own order)
-                             gates from W_hh (mask * h) (recurrent dropout: one mask per row and direction)
+    step t, state (h, c)     gates from W_hh (mask * h) (recurrent dropout: one mask per row and direction)
                              LN(W_ih x), LN(W_hh h)     (layer_norm; LSTM also LN(c') before the output tanh)
                              h' <- zone h + (1 - zone) h'    c' likewise
 
@@ -20,10 +19,11 @@ from torch.nn.functional import dropout, layer_norm, linear
 
 from . import ops, reference
 
+INSIDE = ("recurrent_dropout", "zoneout", "layer_norm")  # the variants of this file
 _WEIGHTS = 9  # of a direction: those of a plain layer, then gain_ih, gain_hh, gain_c, bias_c; None where there is none
 
 
-def layer(input, h0, c0, lengths, weights, *, mode, batch_first, variant, training, reset=None, every_c=False):
+def layer(input, h0, c0, lengths, weights, *, mode, batch_first, variant, training, every_c=False):
     """One layer with all its directions; differentiable any number of times.
 
     Args:
@@ -32,16 +32,21 @@ def layer(input, h0, c0, lengths, weights, *, mode, batch_first, variant, traini
             gain_hh [G*H]`` and, for LSTM, ``gain_c [H]`` and maybe ``bias_c [H]``.
         variant: a :class:`birnn_ext.variants.Variant`; of interest are recurrent_dropout and zoneout.
         training: whether recurrent dropout and zoneout draw, from torch's generator of the input's device.
-        reset: bool [T, B] ([B, T]), whether step t is the first of an episode, or None.
         every_c: whether c of every step is wanted; LSTM only.
 
     Returns:
         output, h_n, c_n as in :func:`birnn_ext.ops.layer`; with ``every_c`` c [T, B, D*H] ([B, T, D*H]) as fourth.
+
+    Raises:
+        RuntimeError: torch.jit.trace is at work, which would record the steps of its example.
     """
+    if torch.jit.is_tracing():
+        asked = ", ".join(name for name in variant.on if name in INSIDE) or "reset or return_states"
+        raise RuntimeError(f"birnn_ext: torch.jit.trace cannot record a layer with {asked} for every T: use torch.export")
     weights = tuple((*held, *(None,) * (_WEIGHTS - len(held))) for held in weights)
     masks = _draw(input, weights, mode, batch_first, variant, training)
     tensors = (input, h0, c0, lengths, *weights[0], *(weights[1] if len(weights) == 2 else (None,) * _WEIGHTS))
-    tensors += (*masks, reset)
+    tensors += masks
     if not torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
         return _run(tensors, mode, batch_first, every_c)
     if ops._differentiable(*tensors):
@@ -79,9 +84,8 @@ def _draw(input, weights, mode, batch_first, variant, training):
 # ------------------------------------------------------------------------------------------ in plain PyTorch
 
 
-def compute(input, h0, c0, lengths, weights, drop_h, zone_h, zone_c, reset, *, mode, batch_first, every_c=False):
+def compute(input, h0, c0, lengths, weights, drop_h, zone_h, zone_c, *, mode, batch_first, every_c=False):
     """The layer as a function of tensors alone: weights are D tuples of nine, masks as :func:`_draw` makes them."""
-    begins = None if reset is None else _begins(reset, lengths, len(weights), batch_first)
 
     def direction(d, input, held, mode):
         w_ih, w_hh, b_ih, b_hh, w_hr, gain_ih, gain_hh, gain_c, bias_c = held
@@ -91,8 +95,6 @@ def compute(input, h0, c0, lengths, weights, drop_h, zone_h, zone_c, reset, *, m
         zones = [z if z is None else z[d] for z in (zone_h, zone_c)]
 
         def step(t, x, state):
-            if begins is not None:
-                state = tuple(part.masked_fill(begins[d][t], 0) for part in state)
             h = state[0] if drop_h is None else state[0] * drop_h[d]
             new = cell(x, _affine(h, w_hh, b_hh, gain_hh), state)
             if w_hr is not None:
@@ -115,26 +117,11 @@ def _affine(x, weight, bias, gain):
     return normal if bias is None else normal + bias
 
 
-def _begins(reset, lengths, directions, batch_first):
-    """For each direction bool [T, B, 1]: whether it starts from zero at step t.
-
-    The forward direction does at the first step of an episode. The reverse direction does at the last one, where the
-    step behind it, t + 1, is the first of another episode and still within the row.
-    """
-    if batch_first:
-        reset = reset.transpose(0, 1)
-    T = reset.size(0)
-    if lengths is not None:
-        reset = reset & (torch.arange(T, device=reset.device).unsqueeze(1) < lengths)
-    reset = reset.unsqueeze(-1)
-    return (reset, torch.cat((reset[1:], torch.zeros_like(reset[:1]))))[:directions]
-
-
 # ---------------------------------------------------------------------------------------- while compiling
 
 
 def _run(tensors, mode, batch_first, every_c):
-    """`compute` on the 26 tensors in the order that the op takes them."""
+    """`compute` on the 25 tensors in the order that the op takes them."""
     n = _WEIGHTS
     first, second, masks = tensors[4 : 4 + n], tensors[4 + n : 4 + 2 * n], tensors[4 + 2 * n :]
     weights = (first,) if second[0] is None else (first, second)
@@ -192,7 +179,7 @@ for _name, _kernel, _fake in (
 
 
 class Varied(torch.autograd.Function):
-    """The op and its gradient: (mode, batch_first, every_c, 26 tensors)."""
+    """The op and its gradient: (mode, batch_first, every_c, 25 tensors)."""
 
     @staticmethod
     def forward(mode, batch_first, every_c, *tensors):

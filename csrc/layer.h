@@ -61,12 +61,21 @@ struct Backward {
   const T* dy;   // [T, B, D*P], strides dy_t, dy_b, or null for zeros
   int64_t dy_t, dy_b;
   const T* dh_n;  // [D, B, P] or null for zeros
-  const T* dc_n;  // [D, B, H] or null for zeros
-  T* dx[2];       // one per direction, [T, B, I], strides dx_t, dx_b, or null: not wanted
+  const T* dc_n;  // [D, B, H] or null for zeros; with every_c [D, T + 1, B, H]: those of c after every step, then that of c_n
+  bool every_c;
+  T* dx[2];  // one per direction, [T, B, I], strides dx_t, dx_b, or null: not wanted
   int64_t dx_t, dx_b;
-  T* dh0;  // [D, B, P] or null: not wanted, nor is dc0
-  T* dc0;  // [D, B, H] or null
+  T* dh0;    // [D, B, P] or null: not wanted, nor is dc0
+  T* dc0;    // [D, B, H] or null
+  T* gates;  // [D, T, B, C, H], C = Cell::columns, or null: not wanted
   bool want_weights;
+};
+
+// A row's steps [begin, begin + length), which the kernels take for a row of its own: what lies between two resets.
+struct Episode {
+  int64_t row, begin, length;
+  bool first, last;  // of its row
+  bool fresh;        // the row's first episode, and yet it does not go on from h0 (forwards)
 };
 
 // One direction over some rows of the batch: what one thread does, or a team of threads, each with its share of the units.
@@ -74,6 +83,7 @@ struct Task {
   int dir;
   const int64_t* index;  // [count] rows of the batch, longest first
   int64_t count;
+  const Episode* episodes;  // [count], the part of its row that each is, or null: rows are whole
 };
 
 // A thread's place in its team. All members run the same program on the same memory, each on its own panels of every matrix,

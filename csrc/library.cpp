@@ -8,4 +8,5 @@ TORCH_LIBRARY(birnn_ext, m) {
   m.def(BIRNN_LAYER_SCHEMA);
   m.def(BIRNN_INTO_SCHEMA);
   m.def(BIRNN_BACKWARD_SCHEMA);
+  m.def(BIRNN_GATES_BACKWARD_SCHEMA);
 }

@@ -90,7 +90,8 @@ LayerTensors check_layer(BIRNN_LAYER_PARAMETERS) {
     TORCH_CHECK(l.lengths.scalar_type() == at::kLong, "lengths: expected dtype Long, got ", l.lengths.scalar_type());
     TORCH_CHECK(l.lengths.device() == input.device(), "lengths: expected device ", input.device(), ", that of input, got ",
                 l.lengths.device());
-    TORCH_CHECK(l.lengths.sizes() == at::IntArrayRef({n.B}), "lengths: expected shape [", n.B, "], got ", l.lengths.sizes());
+    TORCH_CHECK(l.lengths.sizes() == at::IntArrayRef({n.B}) || l.lengths.sizes() == at::IntArrayRef({n.B, n.T}),
+                "lengths: expected shape [", n.B, "], or [", n.B, ", ", n.T, "] for episodes, got ", l.lengths.sizes());
   }
   return l;
 }
@@ -121,7 +122,11 @@ void check_backward(const LayerTensors& l, const at::Tensor& grad_output, const 
   check_if_given("grad_output", grad_output, shape, l.input);
   check_if_given("grad_h_n", grad_h_n, {n.D, n.B, n.P}, l.input);
   TORCH_CHECK(!grad_c_n.defined() || l.mode == LSTM, "grad_c_n: goes with mode LSTM only, got mode ", cell_facts[l.mode].name);
-  check_if_given("grad_c_n", grad_c_n, {n.D, n.B, n.H}, l.input);
+  if (grad_c_n.defined() && grad_c_n.dim() == 4) {
+    check_tensor("grad_c_n", grad_c_n, {n.D, n.T + 1, n.B, n.H}, l.input);
+  } else {
+    check_if_given("grad_c_n", grad_c_n, {n.D, n.B, n.H}, l.input);
+  }
   check_tensor("output", output, shape, l.input);
   check_tensor("saved", saved, saved_shape(l), l.input);
 }

@@ -12,7 +12,9 @@ namespace birnn {
 
 using OptionalTensor = std::optional<at::Tensor>;
 
-// One layer's tensors; an absent one is undefined. Weights per direction, n.D of them.
+// One layer's tensors; an absent one is undefined. Weights per direction, n.D of them. `lengths` is [B], or [B, T] with the
+// number of the episode that each step belongs to: from 1 on, or from 2 on where the first one does not go on from h0; 0 is
+// beyond the end of the row.
 struct LayerTensors {
   at::Tensor input, h0, c0, lengths;
   at::Tensor w_ih[2], w_hh[2], b_ih[2], b_hh[2], w_hr[2];
@@ -38,7 +40,8 @@ LayerTensors check_layer(BIRNN_LAYER_PARAMETERS);
 // As check_layer, for the tensors that layer_into writes the final states to, from row `row` on.
 void check_into(const LayerTensors& layer, const at::Tensor& h_n, const at::Tensor& c_n, int64_t row);
 
-// As check_layer, for what the backward op gets besides.
+// As check_layer, for what the backward op gets besides. grad_c_n is [D, B, H], or [D, T + 1, B, H]: the gradients of c after
+// every step, then that of c_n.
 void check_backward(const LayerTensors& layer, const at::Tensor& grad_output, const at::Tensor& grad_h_n,
                     const at::Tensor& grad_c_n, const at::Tensor& output, const at::Tensor& saved);
 

@@ -16,6 +16,12 @@
   "layer_into(" BIRNN_TENSORS_SCHEMA \
   "str cell_mode, bool batch_first, bool train, Tensor(a!) h_n, Tensor(b!)? c_n, int row) -> (Tensor output, Tensor saved)"
 
+// The part of layer_backward that goes through time: gradients of the gates' pre-activations [D, T, B, C, H], C = Cell::columns,
+// from which those of weights and input follow by products.
+#define BIRNN_GATES_BACKWARD_SCHEMA                                                                     \
+  "layer_gates_backward(Tensor? grad_output, Tensor? grad_h_n, Tensor? grad_c_n, " BIRNN_TENSORS_SCHEMA \
+  "str mode, bool batch_first, Tensor output, Tensor saved) -> (Tensor grad_gates, Tensor grad_h0, Tensor grad_c0)"
+
 #define BIRNN_BACKWARD_SCHEMA                                                                                         \
   "layer_backward(Tensor? grad_output, Tensor? grad_h_n, Tensor? grad_c_n, " BIRNN_TENSORS_SCHEMA                     \
   "str mode, bool batch_first, Tensor output, Tensor saved, bool need_input, bool need_state, bool need_weights) -> " \

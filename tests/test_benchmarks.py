@@ -13,7 +13,7 @@ pytest.importorskip("tqdm", reason="benchmarks need the packages of the extra `b
 # At the end, so that an installed birnn_ext keeps the upper hand over the one in the tree.
 sys.path.append(str(Path(__file__).parents[1]))
 
-from benchmarks import compare, machine, run  # noqa: E402
+from benchmarks import compare, machine, run, variants  # noqa: E402
 from benchmarks.check import CheckFailed, Judge  # noqa: E402
 from benchmarks.contenders import OURS, THEIRS, Ours, Torch  # noqa: E402
 from benchmarks.peers import PEERS, OnnxRuntime, OpenVino  # noqa: E402
@@ -357,3 +357,17 @@ def test_compare_flags_what_fell_by_more_than_a_tenth(tmp_path, capsys):
     with pytest.raises(SystemExit, match="1"):
         compare.main([str(path) for path in paths])
     assert capsys.readouterr().out.count("REGRESSION") == 1
+
+
+@pytest.mark.parametrize("name", variants.VARIANTS)
+def test_variants_by_hand_compute_the_same(name):
+    """`measure` compares before it times."""
+    found = variants.measure(name, (4, 2, 3, 4), budget=0.01)
+    assert found.keys() == {"inference", "training"}
+    assert all(entry["ms"].keys() == {"plain", "ours", "by_hand"} for entry in found.values())
+
+
+def test_variants_table_of_the_documentation_is_that_of_the_result():
+    root = Path(__file__).parent.parent
+    result = json.loads((root / "benchmarks/results/variants/cpu_epyc_zen4_2_threads.json").read_text())
+    assert variants.markdown(result) in (root / "docs/variants.md").read_text()

@@ -57,6 +57,30 @@ def test_opcheck_backward(kind, name):
     torch.library.opcheck(op_backward.default, backward_arguments(problem, *needs))
 
 
+@configurations
+@kinds
+def test_opcheck_gates_backward(kind, name):
+    problem = small(kind, **CONFIGURATIONS[name])
+    torch.library.opcheck(torch.ops.birnn_ext.layer_gates_backward.default, backward_arguments(problem)[:-3])
+
+
+@pytest.mark.parametrize("name", ["plain", "lengths", "batch_first"])
+@kinds
+def test_gradients_of_gates_are_what_those_of_biases_are_sums_of(kind, name):
+    problem = small(kind, **{"dtype": torch.float64, **CONFIGURATIONS[name]})
+    arguments = backward_arguments(problem)
+    gates, grad_h0, grad_c0 = torch.ops.birnn_ext.layer_gates_backward(*arguments[:-3])
+    _, of_h0, of_c0, *of_weights = op_backward(*arguments)
+    assert torch.equal(grad_h0, of_h0) and torch.equal(grad_c0, of_c0)
+    G = problems.GATES[problem.mode]
+    for d in range(2):
+        columns = gates[d].sum((0, 1)).flatten()  # [C * H]; GRU: n_x r z n_h
+        H = columns.numel() // gates.size(3)
+        of_x = torch.cat((columns[H : 3 * H], columns[:H])) if problem.mode == "GRU" else columns
+        torch.testing.assert_close(of_x, of_weights[5 * d + 2])
+        torch.testing.assert_close(columns[-G * H :], of_weights[5 * d + 3])
+
+
 @pytest.mark.parametrize("D", [1, 2])
 @pytest.mark.parametrize("batch_first", [False, True], ids=["time_first", "batch_first"])
 @kinds
@@ -138,8 +162,8 @@ WRONG = [
     ("LSTM", "c0", Z(2, 2, 5).half(), "c0: expected dtype Float, that of input, got Half"),
     ("GRU", "lengths", Z(2), "lengths: expected dtype Long, got Float"),
     ("GRU", "lengths", Z(2, dtype=torch.int32), "lengths: expected dtype Long, got Int"),
-    ("GRU", "lengths", Z(3, dtype=LONG), r"lengths: expected shape \[2\], got \[3\]"),
-    ("GRU", "lengths", Z(2, 1, dtype=LONG), r"lengths: expected shape \[2\], got \[2, 1\]"),
+    ("GRU", "lengths", Z(3, dtype=LONG), r"lengths: expected shape \[2\], or \[2, 3\] for episodes, got \[3\]"),
+    ("GRU", "lengths", Z(2, 1, dtype=LONG), r"lengths: expected shape \[2\], or .*, got \[2, 1\]"),
     ("GRU", "lengths", torch.tensor([1, 4]), "lengths: expected values from 0 to T = 3, got 4 at position 1"),
     ("GRU", "lengths", torch.tensor([-1, 3]), "lengths: expected values from 0 to T = 3, got -1 at position 0"),
     ("GRU", "w_ih", Z(15), "w_ih, w_hh: expected 2 dimensions"),

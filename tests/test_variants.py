@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from torch.nn.utils.rnn import pack_padded_sequence
 
 import birnn_ext
-from birnn_ext import varied_layer
+from birnn_ext import ops, reference, varied_layer
 
 T, B, I, H = 5, 4, 3, 6  # noqa: E741
 KINDS = ("RNN_TANH", "RNN_RELU", "LSTM", "GRU", "LSTM_PROJ")
@@ -356,12 +356,27 @@ def test_padding_is_never_read():
 # ------------------------------------------------------------------------------------------ which path
 
 
+@pytest.mark.skipif(ops._C is None, reason="there are no kernels without birnn_ext._C")
 @pytest.mark.parametrize("variant", ["sum", "mean", "mul", "pair", "weight_drop"])
 def test_weights_and_outputs_leave_the_kernels_in_place(variant, monkeypatch):
+    """And so do resets and the states of every step."""
     monkeypatch.setattr(varied_layer, "layer", None)
-    build("LSTM", 2, **VARIANTS[variant])(torch.randn(T, B, I, dtype=torch.float64))
-    build("GRU", 2, **VARIANTS[variant])(torch.randn(T, B, I, dtype=torch.float64), return_states=True)
-    build("LSTM", 2, recurrent_dropout=0.5).eval()(torch.randn(T, B, I, dtype=torch.float64))
+    monkeypatch.setattr(reference, "layer", None)
+    x = torch.randn(T, B, I, dtype=torch.float64)
+    for kind in ("LSTM", "GRU"):
+        output, *_ = build(kind, 2, **VARIANTS[variant])(x, reset=resets(), return_states=True)
+        sum(half.sum() for half in compare.tensors(output)).backward()
+    build("LSTM", 2, recurrent_dropout=0.5).eval()(x)
+
+
+@kinds
+def test_resets_and_states_where_kernels_do_not_know_them(kind, monkeypatch):
+    """As on a GPU: the step in PyTorch computes the same."""
+    monkeypatch.setattr(ops, "has_variants", lambda input: False)
+    calls, compute = [], varied_layer.layer
+    monkeypatch.setattr(varied_layer, "layer", lambda *a, **options: (calls.append(1), compute(*a, **options))[1])
+    check(build(kind, 2), hx=True, lengths=[T, 2, 0, 3], reset=resets())
+    assert len(calls) == 2
 
 
 def test_they_are_the_same_for_birnn():

@@ -119,6 +119,9 @@ def test_wrong_resets():
         (resets().double(), TypeError, "reset should be a bool tensor, got a tensor of torch.float64"),
         (resets(B, T), ValueError, r"one entry for each step of each row .*, expected shape \(4, 3\), got \(3, 4\)"),
         (resets(T), ValueError, r"expected shape \(4, 3\), got \(4,\)"),
+        (resets().to("meta"), RuntimeError, "reset should be on a device with data, as input on cpu is, got a tensor on meta"),
+        (resets().numpy(), TypeError, "reset should be a bool tensor, got ndarray"),
+        (1, TypeError, "reset should be a bool tensor, got int"),
         (resets(T, B, 1), ValueError, r"expected shape \(4, 3\), got \(4, 3, 1\)"),
     ):
         with pytest.raises(kind, match=text):
@@ -331,7 +334,7 @@ def test_the_ops_are_as_torch_wants_them(mode):
     batch_first, lead = (False, (T, B)) if lstm else (True, (B, T))
     settings = (mode, batch_first, lstm)
     tensors = [data(*lead), normal(2, B, H), normal(2, B, H) if lstm else None, torch.tensor([T, 0, 2])]
-    tensors += [*direction(), *direction(), torch.rand(2, B, H, dtype=torch.float64), *zones, resets(*lead)]
+    tensors += [*direction(), *direction(), torch.rand(2, B, H, dtype=torch.float64), *zones]
     ops = torch.ops.birnn_ext
     torch.library.opcheck(ops.varied_layer.default, (tensors, *settings))
     outputs = ops.varied_layer(tensors, *settings)

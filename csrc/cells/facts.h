@@ -17,10 +17,11 @@ namespace birnn {
 
 struct CellFacts {
   const char* name;
-  int gates, states, saved;
+  int gates, states, saved, columns;
 };
 
-#define BIRNN_FACTS(cell, mode) {facts::cell::name, facts::cell::gates, facts::cell::states, facts::cell::saved},
+#define BIRNN_FACTS(cell, mode) \
+  {facts::cell::name, facts::cell::gates, facts::cell::states, facts::cell::saved, facts::cell::columns},
 constexpr CellFacts cell_facts[MODE_COUNT] = {BIRNN_FOR_EACH_CELL(BIRNN_FACTS)};
 #undef BIRNN_FACTS
 

@@ -122,18 +122,22 @@ struct BackwardSweep {
     return q.f.saved + ((dir * q.f.n.T + t) * q.f.n.B + b) * S * q.f.n.H;
   }
 
+  static T* gates_at(const Backward<T>& q, int dir, int64_t t, int64_t b) {
+    return q.gates + ((dir * q.f.n.T + t) * q.f.n.B + b) * Cell::columns * q.f.n.H;
+  }
+
   // h_{s-1} and c_{s-1} of row i; null is a state of zeros.
   static const T* h_before(const Backward<T>& q, const Rows& rows, int64_t i, int64_t s) {
     const Forward<T>& f = q.f;
     const int64_t b = rows.index[i];
     if (s > 0) return f.y + rows.time(i, s - 1) * f.y_t + b * f.y_b + rows.dir * f.n.P;
-    return f.h0 ? f.h0 + (rows.dir * f.n.B + b) * f.n.P : nullptr;
+    return f.h0 && rows.goes_on(i) ? f.h0 + (rows.dir * f.n.B + b) * f.n.P : nullptr;
   }
   static const T* c_before(const Backward<T>& q, const Rows& rows, int64_t i, int64_t s) {
     const Forward<T>& f = q.f;
     const int64_t b = rows.index[i];
     if (s > 0) return saved_at(q, rows.dir, rows.time(i, s - 1), b) + (S - 1) * f.n.H;  // c' is saved last
-    return f.c0 ? f.c0 + (rows.dir * f.n.B + b) * f.n.H : nullptr;
+    return f.c0 && rows.goes_on(i) ? f.c0 + (rows.dir * f.n.B + b) * f.n.H : nullptr;
   }
 
   static Vec<T> load_or_zero(const T* p, int64_t unit, int64_t some) { return p ? load_some(p + unit, some) : Vec<T>{}; }
@@ -155,8 +159,10 @@ struct BackwardSweep {
     }
 
     if (team.rank == 0) {
-      read_state(rows, q.dh_n, n.B, n.P, m.carry, m.ld_p);
-      if (has_c) read_state(rows, q.dc_n, n.B, n.H, m.dc, m.ld_u);
+      read_state(rows, q.dh_n, n.B, n.P, m.carry, m.ld_p, &Rows::at_end);
+      // Behind the T gradients of its direction; read_state steps over one state [B, H] for each direction itself.
+      const T* dc_n = q.every_c ? q.dc_n + (rows.dir + 1) * n.T * n.B * n.H : q.dc_n;
+      if (has_c) read_state(rows, dc_n, n.B, n.H, m.dc, m.ld_u, &Rows::at_end);
       zero(m.sums, Cell::columns * n.H);
     }
     team.wait();
@@ -203,6 +209,8 @@ struct BackwardSweep {
       const T* y = q.f.y + t * q.f.y_t + b * q.f.y_b + rows.dir * n.P;
       const T* h_old = Cell::reads_h ? h_before(q, rows, i, s) : nullptr;
       const T* c_old = has_c ? c_before(q, rows, i, s) : nullptr;
+      const T* dc = q.every_c ? q.dc_n + ((rows.dir * (n.T + 1) + t) * n.B + b) * n.H : nullptr;
+      T* gates = q.gates ? gates_at(q, rows.dir, t, b) : nullptr;
       const T* dh = n.projected ? m.du + i * m.ld_u : m.carry + i * m.ld_p;
       if (q.dx[rows.dir] && share.team.rank == 0) m.dx_at[row + i] = t * q.dx_t + b * q.dx_b;
       for (int64_t unit = begin; unit < end; unit += L) {
@@ -210,10 +218,12 @@ struct BackwardSweep {
         Vec<T> save[S + 1], old[2], ds_new[2], d[Cell::columns], ds[2], h_new = {};
         for (int v = 0; v < S; ++v) save[v] = load_some(saved + v * n.H + unit, some);
         if (Cell::reads_h) old[0] = load_or_zero(h_old, unit, some), h_new = load_some(y + unit, some);
-        if (has_c) old[1] = load_or_zero(c_old, unit, some), ds_new[1] = load(m.dc + i * m.ld_u + unit);
+        if (has_c)
+          old[1] = load_or_zero(c_old, unit, some), ds_new[1] = load(m.dc + i * m.ld_u + unit) + load_or_zero(dc, unit, some);
         ds_new[0] = load(dh + unit) + load_or_zero(dy, unit, some);
         Cell::backward(save, old, h_new, ds_new, d, ds);
         for (int c = 0; c < Cell::columns; ++c) store_some(dg + i * m.ld_g + c * n.H + unit, d[c], some);
+        for (int c = 0; gates && c < Cell::columns; ++c) store_some(gates + c * n.H + unit, d[c], some);
         if (!n.projected) store(m.carry + i * m.ld_p + unit, ds[0]);
         if (has_c) store(m.dc + i * m.ld_u + unit, ds[1]);
       }
@@ -321,10 +331,16 @@ struct BackwardSweep {
     for (int64_t i = 0; i < rows.count; ++i) {
       if (!team.mine(i)) continue;
       const int64_t b = rows.index[i];
-      if (q.dh0) copy(q.dh0 + (rows.dir * n.B + b) * n.P, m.carry + i * m.ld_p, n.P);
-      if (has_c && q.dh0) copy(q.dc0 + (rows.dir * n.B + b) * n.H, m.dc + i * m.ld_u, n.H);
-      if (!q.dx[rows.dir]) continue;
-      for (int64_t t = rows.length(i); t < n.T; ++t) zero(q.dx[rows.dir] + t * q.dx_t + b * q.dx_b, n.I);
+      if (q.dh0 && rows.at_start(i)) {
+        T* dh0 = q.dh0 + (rows.dir * n.B + b) * n.P;
+        T* dc0 = has_c ? q.dc0 + (rows.dir * n.B + b) * n.H : nullptr;
+        rows.goes_on(i) ? copy(dh0, m.carry + i * m.ld_p, n.P) : zero(dh0, n.P);
+        if (has_c) rows.goes_on(i) ? copy(dc0, m.dc + i * m.ld_u, n.H) : zero(dc0, n.H);
+      }
+      for (int64_t t = rows.padding(i); t < n.T; ++t) {
+        if (q.dx[rows.dir]) zero(q.dx[rows.dir] + t * q.dx_t + b * q.dx_b, n.I);
+        if (q.gates) zero(gates_at(q, rows.dir, t, b), Cell::columns * n.H);
+      }
     }
     if (!q.want_weights || team.rank > 0) return;
     for (int g = 0; g < G; ++g) {

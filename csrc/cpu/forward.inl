@@ -212,9 +212,11 @@ struct ForwardSweep {
     for (int64_t i = 0; i < rows.count; ++i) {
       if (!team.mine(i)) continue;
       const int64_t b = rows.index[i], length = rows.length(i);
-      copy(f.h_n + (rows.dir * n.B + b) * n.P, m.h[length & 1] + i * m.ld_h, n.P);
-      if (has_c) copy(f.c_n + (rows.dir * n.B + b) * n.H, m.c + i * m.ld_u, n.H);
-      for (int64_t t = length; t < n.T; ++t) {
+      if (rows.at_end(i)) {
+        copy(f.h_n + (rows.dir * n.B + b) * n.P, m.h[length & 1] + i * m.ld_h, n.P);
+        if (has_c) copy(f.c_n + (rows.dir * n.B + b) * n.H, m.c + i * m.ld_u, n.H);
+      }
+      for (int64_t t = rows.padding(i); t < n.T; ++t) {
         zero(y + t * f.y_t + b * f.y_b, n.P);
         if (Cell::saved && f.saved) zero(saved_at(f, rows.dir, t, b), Cell::saved * n.H);
       }

@@ -24,6 +24,10 @@ const T* pointer(const at::Tensor& t) {
 template <class T>
 void copy_strided(const at::Tensor& from, T* to) {
   const T* data = from.const_data_ptr<T>();
+  if (from.dim() > 3) {
+    for (int64_t i = 0; i < from.size(0); ++i) copy_strided(from.select(0, i), to + from.numel() / from.size(0) * i);
+    return;
+  }
   int64_t size[3] = {1, 1, 1}, stride[3] = {0, 0, 0};
   for (int64_t i = 0; i < from.dim(); ++i) {
     size[3 - from.dim() + i] = from.size(i), stride[3 - from.dim() + i] = from.stride(i);
@@ -70,7 +74,7 @@ void make_dense(LayerTensors& l) {
   for (int d = 0; d < l.n.D; ++d) {
     for (at::Tensor* w : {&l.w_ih[d], &l.w_hh[d], &l.b_ih[d], &l.b_hh[d], &l.w_hr[d]}) *w = contiguous(*w);
   }
-  if (!l.lengths.defined()) return;
+  if (!l.lengths.defined() || l.lengths.dim() == 2) return;  // numbers of episodes may be any
   const int64_t* lengths = l.lengths.const_data_ptr<int64_t>();
   for (int64_t b = 0; b < l.n.B; ++b) {
     TORCH_CHECK_VALUE(lengths[b] >= 0 && lengths[b] <= l.n.T, "lengths: expected values from 0 to T = ", l.n.T, ", got ",
@@ -84,7 +88,8 @@ Forward<T> forward_args(const LayerTensors& l) {
   f.n = l.n;
   f.x = pointer<T>(l.input);
   f.x_t = time_stride(l.input, l.batch_first), f.x_b = batch_stride(l.input, l.batch_first);
-  f.h0 = pointer<T>(l.h0), f.c0 = pointer<T>(l.c0), f.lengths = pointer<int64_t>(l.lengths);
+  f.h0 = pointer<T>(l.h0), f.c0 = pointer<T>(l.c0);
+  f.lengths = l.lengths.defined() && l.lengths.dim() == 1 ? pointer<int64_t>(l.lengths) : nullptr;
   for (int d = 0; d < l.n.D; ++d) {
     f.w[d] = {pointer<T>(l.w_ih[d]), pointer<T>(l.w_hh[d]), pointer<T>(l.b_ih[d]), pointer<T>(l.b_hh[d]),
               pointer<T>(l.w_hr[d])};
@@ -107,6 +112,14 @@ void pack_and_sweep(const Plan& p, const Sizes& n, int64_t packed_size, bool par
             [&](int64_t i, const Team& team) { sweep(i, team, true, packed + p.tasks[i].dir * packed_size); });
 }
 
+// Tasks of whole rows or, where `lengths` divides them, of episodes.
+Plan plan_rows(const LayerTensors& l, int64_t threads, int64_t rows_of_a_task) {
+  const int gates = cell_facts[l.mode].gates;
+  const int64_t* lengths = pointer<int64_t>(l.lengths);
+  if (lengths && l.lengths.dim() == 2) return plan_episodes(l.n, gates, lengths, threads, rows_of_a_task);
+  return plan(l.n, gates, lengths, threads, rows_of_a_task);
+}
+
 // Scratch memory of all tasks, one after the other.
 template <class T>
 struct TaskScratch {
@@ -123,7 +136,7 @@ void run_forward(const LayerTensors& l, const Forward<T>& f) {
   const ForwardKernel<T>& kernel = table().kernels<T>().forward[l.mode];
   const int64_t l2 = l2_cache_bytes();
   const bool parallel = worth_threads(l.n, cell_facts[l.mode].gates);
-  const Plan p = plan(l.n, cell_facts[l.mode].gates, f.lengths, parallel ? parallel_tasks() : 1);
+  const Plan p = plan_rows(l, parallel ? parallel_tasks() : 1, 1);
   TaskScratch<T> scratch;
   for (const Task& task : p.tasks) scratch.add(kernel.scratch_size(f, task, l2));
   scratch.allocate_all();
@@ -225,7 +238,7 @@ void run_backward(const LayerTensors& l, const Backward<T>& q, const WeightGradi
   const int64_t l2 = l2_cache_bytes();
   const bool parallel = worth_threads(l.n, cell_facts[l.mode].gates);
   // Every further task of a direction has weight gradients of its own: few rows are not worth that.
-  const Plan p = plan(l.n, cell_facts[l.mode].gates, q.f.lengths, parallel ? parallel_tasks() : 1, 4);
+  const Plan p = plan_rows(l, parallel ? parallel_tasks() : 1, 4);
   TaskScratch<T> scratch;
   for (const Task& task : p.tasks) scratch.add(kernel.scratch_size(q, task, {0, p.members}, l2));
   scratch.allocate_all();
@@ -256,49 +269,87 @@ void run_backward(const LayerTensors& l, const Backward<T>& q, const WeightGradi
   });
 }
 
+// What both backward ops are given, dense, and the gradients of the states.
+struct BackwardTensors {
+  at::Tensor dy, dh_n, dc_n, output, saved, dh0, dc0;
+
+  BackwardTensors(LayerTensors& l, const OptionalTensor& grad_output, const OptionalTensor& grad_h_n,
+                  const OptionalTensor& grad_c_n, const at::Tensor& output_any_strides, const at::Tensor& saved_any_strides,
+                  bool need_state)
+      : dy(grad_output.value_or(at::Tensor())), dh_n(grad_h_n.value_or(at::Tensor())), dc_n(grad_c_n.value_or(at::Tensor())) {
+    check_backward(l, dy, dh_n, dc_n, output_any_strides, saved_any_strides);
+    make_dense(l);
+    dy = feature_contiguous(dy), dh_n = contiguous(dh_n), dc_n = contiguous(dc_n);
+    output = output_any_strides.contiguous(), saved = saved_any_strides.contiguous();  // copies under vmap only
+    const Sizes& n = l.n;
+    const auto options = l.input.options().requires_grad(false);
+    using Shape = std::vector<int64_t>;
+    dh0 = at::empty(need_state ? Shape{n.D, n.B, n.P} : Shape{0}, options);
+    dc0 = at::empty(need_state && l.mode == LSTM ? Shape{n.D, n.B, n.H} : Shape{0}, options);
+  }
+
+  template <class T>
+  Backward<T> arguments(const LayerTensors& l, bool need_state) const {
+    Backward<T> q = {};
+    q.f = forward_args<T>(l);
+    q.f.y = const_cast<T*>(output.const_data_ptr<T>());  // read only
+    q.f.y_t = time_stride(output, l.batch_first), q.f.y_b = batch_stride(output, l.batch_first);
+    q.f.saved = const_cast<T*>(saved.const_data_ptr<T>());
+    q.dy = pointer<T>(dy), q.dh_n = pointer<T>(dh_n), q.dc_n = pointer<T>(dc_n);
+    q.every_c = dc_n.defined() && dc_n.dim() == 4;
+    if (dy.defined()) q.dy_t = time_stride(dy, l.batch_first), q.dy_b = batch_stride(dy, l.batch_first);
+    if (need_state) q.dh0 = dh0.mutable_data_ptr<T>(), q.dc0 = dc0.mutable_data_ptr<T>();
+    return q;
+  }
+};
+
 using ThirteenTensors = std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor,
                                    at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor>;
 
 ThirteenTensors layer_backward(const OptionalTensor& grad_output, const OptionalTensor& grad_h_n,
-                               const OptionalTensor& grad_c_n, BIRNN_LAYER_PARAMETERS, const at::Tensor& output_any_strides,
-                               const at::Tensor& saved_any_strides, bool need_input, bool need_state, bool need_weights) {
+                               const OptionalTensor& grad_c_n, BIRNN_LAYER_PARAMETERS, const at::Tensor& output,
+                               const at::Tensor& saved, bool need_input, bool need_state, bool need_weights) {
   LayerTensors l = check_layer(BIRNN_LAYER_ARGUMENTS);
-  at::Tensor dy = grad_output.value_or(at::Tensor()), dh_n = grad_h_n.value_or(at::Tensor()),
-             dc_n = grad_c_n.value_or(at::Tensor());
-  check_backward(l, dy, dh_n, dc_n, output_any_strides, saved_any_strides);
-  make_dense(l);
-  dy = feature_contiguous(dy), dh_n = contiguous(dh_n), dc_n = contiguous(dc_n);
-  const at::Tensor output = output_any_strides.contiguous(), saved = saved_any_strides.contiguous();  // copies under vmap only
-
+  const BackwardTensors t(l, grad_output, grad_h_n, grad_c_n, output, saved, need_state);
   const Sizes& n = l.n;
   const auto options = input.options().requires_grad(false);
   const auto none = [&] { return at::empty({0}, options); };  // a new one each time: results must not share memory
   at::Tensor dx[2] = {none(), none()};
   for (int d = 0; need_input && d < n.D; ++d)
     dx[d] = d ? empty_reusable(l.input.sizes(), input) : at::empty(l.input.sizes(), options);
-  at::Tensor dh0 = need_state ? at::empty({n.D, n.B, n.P}, options) : none();
-  at::Tensor dc0 = need_state && l.mode == LSTM ? at::empty({n.D, n.B, n.H}, options) : none();
   const WeightGradients dw[2] = {{l, 0, need_weights}, {l, 1, need_weights}};
 
   const auto run = [&](auto zero) {
     using T = decltype(zero);
-    Backward<T> q = {};
-    q.f = forward_args<T>(l);
-    q.f.y = const_cast<T*>(output.const_data_ptr<T>());  // read only
-    q.f.y_t = time_stride(output, batch_first), q.f.y_b = batch_stride(output, batch_first);
-    q.f.saved = const_cast<T*>(saved.const_data_ptr<T>());
-    q.dy = pointer<T>(dy), q.dh_n = pointer<T>(dh_n), q.dc_n = pointer<T>(dc_n);
-    if (dy.defined()) q.dy_t = time_stride(dy, batch_first), q.dy_b = batch_stride(dy, batch_first);
-    for (int d = 0; need_input && d < n.D; ++d) q.dx[d] = dx[d].mutable_data_ptr<T>();
+    Backward<T> q = t.arguments<T>(l, need_state);
+    for (int d = 0; need_input && d < n.D; ++d) q.dx[d] = dx[d].template mutable_data_ptr<T>();
     if (need_input) q.dx_t = time_stride(dx[0], batch_first), q.dx_b = batch_stride(dx[0], batch_first);
-    if (need_state) q.dh0 = dh0.mutable_data_ptr<T>(), q.dc0 = dc0.mutable_data_ptr<T>();
     q.want_weights = need_weights;
     run_backward(l, q, dw);
     if (need_input && n.D == 2) add(q.dx[0], q.dx[1], dx[0].numel());
   };
   input.scalar_type() == at::kFloat ? run(float()) : run(double());
-  return {dx[0],      dh0,        dc0,        dw[0].w_ih, dw[0].w_hh, dw[0].b_ih, dw[0].b_hh,
+  return {dx[0],      t.dh0,      t.dc0,      dw[0].w_ih, dw[0].w_hh, dw[0].b_ih, dw[0].b_hh,
           dw[0].w_hr, dw[1].w_ih, dw[1].w_hh, dw[1].b_ih, dw[1].b_hh, dw[1].w_hr};
+}
+
+std::tuple<at::Tensor, at::Tensor, at::Tensor> layer_gates_backward(const OptionalTensor& grad_output,
+                                                                    const OptionalTensor& grad_h_n,
+                                                                    const OptionalTensor& grad_c_n, BIRNN_LAYER_PARAMETERS,
+                                                                    const at::Tensor& output, const at::Tensor& saved) {
+  LayerTensors l = check_layer(BIRNN_LAYER_ARGUMENTS);
+  const BackwardTensors t(l, grad_output, grad_h_n, grad_c_n, output, saved, true);
+  const WeightGradients none[2] = {{l, 0, false}, {l, 1, false}};
+  const at::Tensor gates =
+      at::empty({l.n.D, l.n.T, l.n.B, cell_facts[l.mode].columns, l.n.H}, input.options().requires_grad(false));
+  const auto run = [&](auto zero) {
+    using T = decltype(zero);
+    Backward<T> q = t.arguments<T>(l, true);
+    q.gates = gates.mutable_data_ptr<T>();
+    run_backward(l, q, none);
+  };
+  input.scalar_type() == at::kFloat ? run(float()) : run(double());
+  return {gates, t.dh0, t.dc0};
 }
 
 }  // namespace
@@ -307,6 +358,7 @@ TORCH_LIBRARY_IMPL(birnn_ext, CPU, m) {
   m.impl("layer", &layer);
   m.impl("layer_into", &layer_into);
   m.impl("layer_backward", &layer_backward);
+  m.impl("layer_gates_backward", &layer_gates_backward);
 }
 
 }  // namespace birnn

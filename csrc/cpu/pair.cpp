@@ -164,9 +164,29 @@ Plan plan(const Sizes& n, int gates, const int64_t* lengths, int64_t threads, in
   starts.push_back(n.B);
   for (int64_t d = 0; d < n.D; ++d) {
     for (int64_t k = 0; k < p.splits; ++k) {
-      p.tasks.push_back({int(d), p.index.data() + starts[k], starts[k + 1] - starts[k]});
+      p.tasks.push_back({int(d), p.index.data() + starts[k], starts[k + 1] - starts[k], nullptr});
     }
   }
+  return p;
+}
+
+Plan plan_episodes(Sizes n, int gates, const int64_t* numbers, int64_t threads, int64_t rows_of_a_task) {
+  std::vector<Episode> found;
+  std::vector<int64_t> lengths;
+  for (int64_t b = 0; b < n.B; ++b) {
+    const int64_t* number = numbers + b * n.T;
+    int64_t t = 0;
+    do {
+      Episode e = {b, t, 0, t == 0, false, t == 0 && number[0] > 1};
+      while (t < n.T && number[t] > 0 && number[t] == number[e.begin]) ++t;
+      e.length = t - e.begin, e.last = t == n.T || number[t] <= 0;
+      found.push_back(e), lengths.push_back(e.length);
+    } while (!found.back().last);
+  }
+  n.B = int64_t(found.size());
+  Plan p = plan(n, gates, lengths.data(), threads, rows_of_a_task);
+  for (int64_t& i : p.index) p.episodes.push_back(found[i]), i = found[i].row;
+  for (Task& task : p.tasks) task.episodes = p.episodes.data() + (task.index - p.index.data());
   return p;
 }
 

@@ -19,12 +19,16 @@ void run_tasks(int64_t count, bool parallel, const std::function<void(int64_t)>&
 // for each where the rows are few. Tasks of direction d are [d * splits, (d + 1) * splits), with at least `rows_of_a_task` rows
 // where there are that many.
 struct Plan {
-  std::vector<int64_t> index;  // rows of the batch, longest first within each task
+  std::vector<int64_t> index;     // rows of the batch, longest first within each task
+  std::vector<Episode> episodes;  // [index.size()], or empty: rows are whole
   std::vector<Task> tasks;
   int64_t splits;
   int members;  // threads per task
 };
 Plan plan(const Sizes& n, int gates, const int64_t* lengths, int64_t threads, int64_t rows_of_a_task = 1);
+
+// The same for the episodes in numbers [B, T] (see ops.h), each in place of a row; so they go through time side by side.
+Plan plan_episodes(Sizes n, int gates, const int64_t* numbers, int64_t threads, int64_t rows_of_a_task = 1);
 
 // Whether a layer is large enough for more than one thread.
 bool worth_threads(const Sizes& n, int gates);

@@ -22,17 +22,19 @@ struct Arena {
   }
 };
 
-// The rows of a task, sorted by falling length, so that the rows at work at a step are the first `active(s)`.
+// The rows of a task, or episodes of rows, sorted by falling length, so that those at work at a step are the first `active(s)`.
 struct Rows {
   const int64_t* lengths;  // of the layer, or null
   const int64_t* index;    // [count] rows of the batch
+  const Episode* episodes;
   int64_t count, T;
   int dir;
 
   Rows(const int64_t* lengths, int64_t T, const Task& task)
-      : lengths(lengths), index(task.index), count(task.count), T(T), dir(task.dir) {}
+      : lengths(lengths), index(task.index), episodes(task.episodes), count(task.count), T(T), dir(task.dir) {}
 
-  int64_t length(int64_t i) const { return lengths ? lengths[index[i]] : T; }
+  int64_t begin(int64_t i) const { return episodes ? episodes[i].begin : 0; }
+  int64_t length(int64_t i) const { return episodes ? episodes[i].length : lengths ? lengths[index[i]] : T; }
   int64_t steps() const { return count ? length(0) : 0; }
   int64_t total() const {  // rows at work, all steps together
     int64_t sum = lengths ? 0 : count * T;
@@ -44,7 +46,13 @@ struct Rows {
     return hint;
   }
   // Position in time of step s of row i: the reverse direction starts at the row's own last step.
-  int64_t time(int64_t i, int64_t s) const { return dir == 0 ? s : length(i) - 1 - s; }
+  int64_t time(int64_t i, int64_t s) const { return begin(i) + (dir == 0 ? s : length(i) - 1 - s); }
+  // Whether this is where its row begins in this direction, or ends; and whether it begins with h0.
+  bool at_start(int64_t i) const { return !episodes || (dir == 0 ? episodes[i].first : episodes[i].last); }
+  bool at_end(int64_t i) const { return !episodes || (dir == 0 ? episodes[i].last : episodes[i].first); }
+  bool goes_on(int64_t i) const { return at_start(i) && !(episodes && dir == 0 && episodes[i].fresh); }
+  // From here to T there is padding, which one task is to fill.
+  int64_t padding(int64_t i) const { return !episodes || episodes[i].last ? begin(i) + length(i) : T; }
 };
 
 // Steps [begin, end) of one chunk; `rows` is the sum over its steps of the rows at work.
@@ -91,12 +99,14 @@ BIRNN_INLINE void zero(T* to, int64_t n) {
   memset(to, 0, size_t(n) * sizeof(T));
 }
 
-// State [rows.count, width] of direction `dir` in a padded buffer; null reads as zeros.
+// State [rows.count, width] of direction `dir` in a padded buffer; null reads as zeros, and so does what an episode does not
+// begin with, or end with.
 template <class T>
-BIRNN_INLINE void read_state(const Rows& rows, const T* state, int64_t B, int64_t width, T* to, int64_t ld) {
+BIRNN_INLINE void read_state(const Rows& rows, const T* state, int64_t B, int64_t width, T* to, int64_t ld,
+                             bool (Rows::*has)(int64_t) const = &Rows::goes_on) {
   for (int64_t i = 0; i < rows.count; ++i) {
     zero(to + i * ld, ld);
-    if (state) copy(to + i * ld, state + (rows.dir * B + rows.index[i]) * width, width);
+    if (state && (rows.*has)(i)) copy(to + i * ld, state + (rows.dir * B + rows.index[i]) * width, width);
   }
 }
 

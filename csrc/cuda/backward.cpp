@@ -266,6 +266,7 @@ ThirteenTensors layer_backward(const OptionalTensor& grad_output, const Optional
   at::Tensor dy = grad_output.value_or(at::Tensor()), dh_n = grad_h_n.value_or(at::Tensor()),
              dc_n = grad_c_n.value_or(at::Tensor());
   check_backward(l, dy, dh_n, dc_n, output_any_strides, saved_any_strides);
+  TORCH_CHECK(!dc_n.defined() || dc_n.dim() == 3, "grad_c_n: the CUDA kernels take that of c_n only, got shape ", dc_n.sizes());
   dtype_of(input);
   const c10::DeviceGuard device(input.device());
   use_device(input.device().index());

@@ -53,6 +53,8 @@ at::Tensor feature_contiguous(const at::Tensor& t) {
 }
 
 void make_dense(LayerTensors& l) {
+  TORCH_CHECK(!l.lengths.defined() || l.lengths.dim() == 1, "lengths: the CUDA kernels know no episodes, got shape ",
+              l.lengths.sizes());
   l.input = feature_contiguous(l.input);
   l.h0 = contiguous(l.h0), l.c0 = contiguous(l.c0), l.lengths = contiguous(l.lengths);
   for (int d = 0; d < l.n.D; ++d) {

@@ -1,4 +1,7 @@
-"""Two processes learn what one learns from the joined batch: DistributedDataParallel and fully_shard (FSDP2), by gloo."""
+"""Two processes learn what one learns from the joined batch: DistributedDataParallel and fully_shard (FSDP2), by gloo.
+
+Plain layers, and every variant.
+"""
 
 import copy
 import os
@@ -11,39 +14,54 @@ import torch
 from torch import distributed, nn
 
 import birnn_ext
+from pytorch.table import VARIANTS, Case
 
 pytestmark = pytest.mark.skipif(not distributed.is_available(), reason="this torch has no torch.distributed")
 ROOT = Path(__file__).parents[2]
 STEPS, WORLD = 3, 2
+CASES = {"GRU": Case("GRU"), "LSTM": Case("LSTM"), **VARIANTS}
 
 
 class Tagger(nn.Module):
-    def __init__(self, mode):
+    def __init__(self, case):
         super().__init__()
-        self.rnn = birnn_ext.BiRNN(3, 4, 2, mode=mode)
-        self.out = nn.Linear(8, 2)
+        self.case = case
+        self.rnn = birnn_ext.BiRNN(3, 4, 2, mode=case.mode, **case.options)
+        self.out = nn.Linear(4 if case.options.get("merge_mode") in ("sum", "mean", "mul") else 8, 2)
 
-    def forward(self, x, lengths):
-        return self.out(self.rnn(x, lengths=lengths)[0])
+    def forward(self, x, lengths, reset):
+        given = {"reset": reset} if self.case.reset else {}
+        output, _, *states = self.rnn(x, lengths=lengths, return_states=self.case.states, **given)
+        scores = self.out(torch.cat(output, -1) if isinstance(output, tuple) else output)
+        if not states:
+            return scores
+        states = states[0][1] if isinstance(states[0], tuple) else states[0]
+        return scores + states.mean((2, 3)).unsqueeze(-1)
 
 
-def problem(mode):
-    """(model, [(x, lengths, target)]): the same in every process; each process has every second row."""
+def problem(name):
+    """(model, [(x, lengths, reset, target)]): the same in every process; each process has every second row.
+
+    Masks that are drawn for every row would not be those of one process: such layers learn in evaluation mode.
+    """
     torch.manual_seed(0)
-    model = Tagger(mode).double()
-    batches = []
+    model = Tagger(CASES[name]).double()
+    model.train(not {"recurrent_dropout", "zoneout"} & set(CASES[name].options))
+    batches, rows = [], 2 * WORLD
     for _ in range(STEPS):
-        x = torch.randn(6, 2 * WORLD, 3, dtype=torch.float64)
-        batches.append((x, torch.randint(0, 7, (2 * WORLD,)), torch.randn(6, 2 * WORLD, 2, dtype=torch.float64)))
+        x, target = (torch.randn(6, rows, n, dtype=torch.float64) for n in (3, 2))
+        batches.append((x, torch.randint(0, 7, (rows,)), torch.rand(6, rows) < 0.3, target))
     return model, batches
 
 
 def learn(model, batches, rank=0, world=1):
     """Gradients of the first step and the weights after the last."""
     optimiser, first = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9), None
-    for x, lengths, target in batches:
+    for i, (x, lengths, reset, target) in enumerate(batches):
         optimiser.zero_grad()
-        loss = (model(x[:, rank::world], lengths[rank::world]) - target[:, rank::world]).square().mean()
+        torch.manual_seed(i)  # the same weights are dropped everywhere
+        x, reset, target = (t[:, rank::world] for t in (x, reset, target))
+        loss = (model(x, lengths[rank::world], reset) - target).square().mean()
         loss.backward()
         first = first or [whole(p.grad).clone() for p in model.parameters()]
         optimiser.step()
@@ -63,15 +81,15 @@ def one_process(rank, folder):
     distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=WORLD)
     try:
         found = {}
-        for mode in ("GRU", "LSTM"):
-            model, batches = problem(mode)
+        for name in CASES:
+            model, batches = problem(name)
             parallel = nn.parallel.DistributedDataParallel(copy.deepcopy(model))
-            found["ddp", mode] = learn(parallel, batches, rank, WORLD)
+            found["ddp", name] = learn(parallel, batches, rank, WORLD)
             sharded = copy.deepcopy(model)
             mesh = distributed.device_mesh.init_device_mesh("cpu", (WORLD,))
             fully_shard(sharded.rnn, mesh=mesh), fully_shard(sharded, mesh=mesh)
             assert isinstance(sharded.rnn.weight_hh_l0, DTensor), "sharded between calls"
-            found["fsdp", mode] = learn(sharded, batches, rank, WORLD)
+            found["fsdp", name] = learn(sharded, batches, rank, WORLD)
         torch.save(found, f"{folder}/{rank}.pt")
     finally:
         distributed.destroy_process_group()
@@ -81,9 +99,9 @@ def one_process(rank, folder):
 def test_two_processes_equal_one(tmp_path):
     torch.multiprocessing.start_processes(one_process, (str(tmp_path),), nprocs=WORLD, start_method="spawn")
     results = [torch.load(tmp_path / f"{rank}.pt") for rank in range(WORLD)]
-    assert results[0].keys() == {(kind, mode) for kind in ("ddp", "fsdp") for mode in ("GRU", "LSTM")}
-    for (_, mode), found in results[0].items():
-        expected = learn(*problem(mode))
+    assert results[0].keys() == {(kind, name) for kind in ("ddp", "fsdp") for name in CASES}
+    for (_, name), found in results[0].items():
+        expected = learn(*problem(name))
         torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)
     torch.testing.assert_close(results[1], results[0], rtol=0, atol=0)
 

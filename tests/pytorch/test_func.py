@@ -113,11 +113,18 @@ def agree(found, expected):
         torch.testing.assert_close(found[name], right, msg=lambda text, name=name: f"{name}: {text}")
 
 
+@pytest.fixture(params=["op", "pytorch"])
+def through_time(request, monkeypatch):
+    """What goes back through time for per-sample gradients: an op, or where a device has none, a loop in PyTorch."""
+    if request.param == "pytorch":
+        monkeypatch.setattr("birnn_ext.per_sample.BY_OP", ())
+
+
 @modes
 @layouts
 @pytest.mark.parametrize("bias", [True, False], ids=["bias", "bare"])
 @pytest.mark.parametrize("directions", [1, 2])
-def test_gradients_per_sample(mode, batch_first, bias, directions):
+def test_gradients_per_sample(mode, batch_first, bias, directions, through_time):
     kind = functools.partial(compare.OURS[mode], 3, 4, 2, bias=bias, batch_first=batch_first, bidirectional=directions == 2)
     ours = kind(dtype=torch.float64)
     x = torch.randn(4, 5, 2, 3, dtype=torch.float64)
@@ -127,7 +134,7 @@ def test_gradients_per_sample(mode, batch_first, bias, directions):
 
 @pytest.mark.parametrize("mode", [*MODES, "RNN_RELU", "LSTM_PROJ"])
 @layouts
-def test_gradients_per_sample_with_states_and_lengths(mode, batch_first):
+def test_gradients_per_sample_with_states_and_lengths(mode, batch_first, through_time):
     """Padding is poisoned; lengths are of zero, of one, whole, and different in every sample."""
     mode, options = ("LSTM", {"proj_size": 2}) if mode == "LSTM_PROJ" else (mode, {})
     ours = small(mode, batch_first, **options)

@@ -265,6 +265,19 @@ def test_other_dtypes_are_refused():
         torch.ops.birnn_shim.layer(*problem.op_arguments(), False)
 
 
+def test_what_only_the_kernels_of_the_cpu_know_is_refused(shim):
+    """Episodes, and gradients of every c: `ops.has_variants` keeps them away."""
+    arguments = problems.small("LSTM").detach().op_arguments()
+    output, *_, saved = shim.layer(*arguments, True)
+    D, T, B, _, H = saved.shape
+    with pytest.raises(RuntimeError, match=r"grad_c_n: the CUDA kernels take that of c_n only, got shape \[2, 4, 2, 5\]"):
+        of_c = torch.zeros(D, T + 1, B, H)
+        shim.layer_backward(None, None, of_c, *arguments, output, saved, True, True, True)
+    arguments[3] = torch.ones(B, T, dtype=torch.int64)
+    with pytest.raises(RuntimeError, match=r"lengths: the CUDA kernels know no episodes, got shape \[2, 3\]"):
+        shim.layer(*arguments, False)
+
+
 # ---- what must be noticed: mutants that leave out one wait of a stream, or one barrier of every block ----
 
 
