@@ -46,7 +46,7 @@ wheel: $(READY)  ## build dist/*.tar.gz and, from it, dist/*.whl; try the wheel 
 	  || { cat build/sdist/log; exit 1; }
 	@echo "Compiling from the sdist: a minute or two."
 	@tar -xzf dist/*.tar.gz -C build/sdist --strip-components=1
-	@cd build/sdist && $(abspath $(BIN))/python -c 'from setuptools import build_meta as b; b.build_wheel("../../dist")' > log 2>&1 \
+	@cd build/sdist && BIRNN_WHEEL_LABEL=1 $(abspath $(BIN))/python -c 'from setuptools import build_meta as b; b.build_wheel("../../dist")' > log 2>&1 \
 	  || { cat log; exit 1; }
 	BIRNN_WHEEL=$$(ls dist/*.whl) $(BIN)/python -m pytest -q tests/test_wheel.py
 	@ls dist

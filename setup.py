@@ -13,6 +13,8 @@ Environment:
                         those of CUDA_ARCHS that nvcc knows)
   BIRNN_CXXFLAGS        more flags, to compile and to link (for sanitizers)
   BIRNN_NVCCFLAGS       more flags for nvcc
+  BIRNN_WHEEL_LABEL     1: the version ends in the torch and the device that it is for, such as 0.1.0+pt2.13cpu, so that
+                        wheels for several can lie in one folder; `make wheel` sets it
 """
 
 import os
@@ -28,6 +30,7 @@ from glob import glob
 from pathlib import Path
 
 from setuptools import setup
+from setuptools.command.egg_info import egg_info
 
 OLDEST_TORCH = (2, 11)
 CUDA_ARCHS = ["7.5", "8.0", "8.6", "8.9", "9.0a", "10.0", "12.0"]
@@ -171,4 +174,36 @@ class Build(cpp_extension.BuildExtension):
 
 # The C++ interface of torch changes from one minor version to the next, so what is compiled here fits this one alone.
 MINOR = ".".join(torch.__version__.split(".")[:2])
-setup(ext_modules=[extension()], cmdclass={"build_ext": Build}, install_requires=[f"torch=={MINOR}.*"])
+
+
+def label():
+    """A local label for the version (PEP 440), such as "+pt2.13cpu", or "+pt2.13cu130" with CUDA kernels; or None."""
+    switch = os.environ.get("BIRNN_WHEEL_LABEL", "")
+    if switch not in ("", "0", "1"):
+        fail(f"BIRNN_WHEEL_LABEL: expected 0, 1 or nothing, got {switch!r}.")
+    if switch != "1":
+        return None
+    device = "cu" + (torch.version.cuda or "").replace(".", "") if cuda_build()[0] else "cpu"
+    return f"+pt{MINOR}{device}"
+
+
+LABEL = label()
+
+
+class EggInfo(egg_info):
+    """setuptools', with the label. Not by setup(options=...): the setup.cfg that an sdist carries overrides that."""
+
+    def finalize_options(self):
+        if LABEL:
+            self.tag_build = LABEL
+            # Not beside the sources, where the labelled version would be taken for that of the source tree.
+            self.egg_base = "build"
+            Path(self.egg_base).mkdir(exist_ok=True)
+        super().finalize_options()
+
+
+setup(
+    ext_modules=[extension()],
+    cmdclass={"build_ext": Build, "egg_info": EggInfo},
+    install_requires=[f"torch=={MINOR}.*"],
+)

@@ -1,25 +1,33 @@
-"""The README's table of speed, made of the results: geometric mean (smallest - largest) of the ratios over the shapes.
+"""The README's block of speed, made of the results: geometric mean (smallest - largest) of the ratios over the shapes, the
+machine and the date, and the cases in which torch.nn is faster.
 
-Usage:  python -m benchmarks.table [RESULT.json ...]      prints the table as Markdown (default: all of benchmarks/results)
+Usage:  python -m benchmarks.table [RESULT.json ...]      prints it as Markdown (default: all of benchmarks/results)
+        python -m benchmarks.table --readme               puts it into the README, between its two markers
 
-Each figure comes from one file; docs/ shows the same table, and tests/test_readme.py holds the README to it.
+Each figure comes from one file; docs/ shows the same block, and tests/test_readme.py holds the README to it.
 """
 
 import json
+import re
 import sys
 from pathlib import Path
 
 from birnn_ext.clock import geometric_mean
 
 RESULTS = Path(__file__).parent / "results"
+README = Path(__file__).parents[1] / "README.md"
+BEGIN, END = "<!-- speed: python -m benchmarks.table --readme -->\n", "<!-- end of speed -->\n"
+SLOWEST = 3  # cases in which torch.nn is faster that are named
 ROWS = {"GRU": "GRU", "RNN_TANH": "RNN tanh", "RNN_RELU": "RNN relu", "LSTM": "LSTM"}
 WIDE, UNEQUAL = "60 shapes drawn at random, ", "rows of unequal length, "
 PASSES = {"inference": "inference", "training": "training step"}
 
 
 def load(paths=None):
-    """The results as [(file name, result)], by default those of benchmarks/results."""
-    return [(path.name, json.loads(path.read_text())) for path in map(Path, paths or sorted(RESULTS.glob("*.json")))]
+    """The results as [(file name, result)], by default those of benchmarks/results. Those of `make gpu`, which have a form of
+    their own (benchmarks/gpu.py), are passed over."""
+    read = [(path.name, json.loads(path.read_text())) for path in map(Path, paths or sorted(RESULTS.glob("*.json")))]
+    return [(name, result) for name, result in read if "settings" in result]
 
 
 def figures(results):
@@ -35,9 +43,9 @@ def figures(results):
         for entry in result["cases"]:
             threads = entry["threads"]
             column = f"{PASSES[entry['pass']]}, {threads} thread{'s' * (threads > 1)}"
-            values, origin = found.setdefault((group + ROWS[entry["mode"]], column), ([], name))
-            if origin != name:
-                raise ValueError(f"{entry['mode']}, {column}, is both in {origin} and in {name}")
+            values, first = found.setdefault((group + ROWS[entry["mode"]], column), ([], name))
+            if first != name:
+                raise ValueError(f"{entry['mode']}, {column}, is both in {first} and in {name}")
             values.append(entry["ratio"]["median"])
     return found
 
@@ -64,5 +72,59 @@ def markdown(results):
     return "\n".join(lines)
 
 
+def measured(results):
+    """Where and when it was measured: a line for each machine, with the dates that differ from the newest."""
+    found = {}
+    for _, result in results:
+        about = result["machine"]
+        device = f"{about.get('gpu', about['cpu'])}, {about['isa'].upper()}, {about['cores']} cores, torch {about['torch']}"
+        threads = {entry["threads"] for entry in result["cases"]}
+        found.setdefault(device, {}).setdefault(result["date"][:10], set()).update(threads)
+    lines = []
+    for device, dates in found.items():
+        newest, *older = sorted(dates, reverse=True)
+        older = [f"{' and '.join(map(str, sorted(dates[date])))} thread{'s' * (dates[date] != {1})}: {date}" for date in older]
+        lines.append(f"{device}, {newest}" + f" ({'; '.join(older)})" * bool(older) + ".")
+    return " ".join(lines)
+
+
+def slower(results):
+    """A sentence with the number of cases in which torch.nn is faster, and the worst of them."""
+    cases = sorted(
+        (entry["ratio"]["median"], entry["mode"], entry["shape"], entry["pass"], entry["threads"])
+        for _, result in results
+        for entry in result["cases"]
+    )
+    worst = [case for case in cases if case[0] < 1]
+    if not worst:
+        return f"torch.nn was ahead in none of the {len(cases)} cases."
+    named = []
+    for ratio, mode, shape, pass_, threads in worst[:SLOWEST]:
+        sizes = ", ".join(f"{name} = {size}" for name, size in zip("BTIHL", shape.split(","), strict=False))
+        named.append(f"{ratio:.3f} ({ROWS[mode]}, {PASSES[pass_]}, {threads} thread{'s' * (threads > 1)}, {sizes})")
+    more = "; the lowest: " if len(worst) > SLOWEST else ": "
+    return f"torch.nn was ahead in {len(worst)} of the {len(cases)} cases{more}{'; '.join(named)}."
+
+
+def block(results):
+    """What stands between the README's markers."""
+    return f"{markdown(results)}\n\n{measured(results)} {slower(results)}\n"
+
+
+def fill(text, results):
+    """`text` with the block of these results between the markers.
+
+    Raises:
+        ValueError: there are no markers in it.
+    """
+    filled, count = re.subn(f"(?<={re.escape(BEGIN)}).*(?={re.escape(END)})", lambda _: block(results), text, flags=re.DOTALL)
+    if count != 1:
+        raise ValueError(f"expected one {BEGIN.strip()} ... {END.strip()}, found {count}")
+    return filled
+
+
 if __name__ == "__main__":
-    print(markdown(load(sys.argv[1:])))
+    if sys.argv[1:] == ["--readme"]:
+        README.write_text(fill(README.read_text(), load()))
+    else:
+        print(block(load(sys.argv[1:])), end="")

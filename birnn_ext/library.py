@@ -11,6 +11,7 @@ from __future__ import annotations
 import importlib
 import re
 import warnings
+from pathlib import Path
 from types import ModuleType
 
 import torch
@@ -58,7 +59,18 @@ def load() -> ModuleType | None:
     except ImportError as error:
         warnings.warn(
             f"birnn_ext: its compiled library could not be loaded ({error}), so every layer runs on the slow reference "
-            "path. Install with `pip install --no-build-isolation .` against the torch that is in use.",
+            f"path. {remedy(Path(__file__).parents[1])}",
             stacklevel=3,
         )
         return None
+
+
+def remedy(folder: Path) -> str:
+    """What to do about a library that is not beside the package in `folder`."""
+    # Python looks into the folder that it is started in first: a copy of the sources hides what pip has installed.
+    if (folder / "setup.py").exists():
+        return (
+            f"This is the copy of the sources in {folder}: if birnn_ext is installed, start Python in another folder; to "
+            "compile it here, `python setup.py build_ext --inplace`."
+        )
+    return "Install with `pip install --no-build-isolation .` against the torch that is in use."

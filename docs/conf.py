@@ -47,7 +47,7 @@ napoleon_numpy_docstring = False
 def make_sources():
     """Pictures, table and notebooks, from what is in the repository."""
     pictures.main(MADE)
-    (MADE / "table.md").write_text(table.markdown(table.load()) + "\n")
+    (MADE / "table.md").write_text(table.block(table.load()))
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # tiny layers
     for name in NOTEBOOKS:

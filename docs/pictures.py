@@ -38,16 +38,17 @@ def main(folder):
     flow(folder / "flow.svg")
     layout(folder / "layout.svg")
     states(folder / "states.svg")
-    for path in sorted((ROOT / "benchmarks/results").glob("*.json")):
-        plot.draw(json.loads(path.read_text()), folder / f"{path.stem}.svg")
+    for name, result in table.load():
+        plot.draw(result, folder / f"{Path(name).stem}.svg")
 
 
 def speed_result():
-    """One result of all modes on two threads, rows of equal length, and a digest of what is shown of it."""
-    chosen = [result for _, result in table.load() if not result["settings"]["ragged"]]
-    cases = [entry for result in chosen for entry in result["cases"] if entry["threads"] == 2]
-    shown = [(entry["key"], entry["ratio"]) for entry in cases]
-    return chosen[0] | {"cases": cases}, hashlib.sha256(json.dumps(shown, sort_keys=True).encode()).hexdigest()
+    """What was measured of the grid on two threads with rows of equal length, as one result, and a digest of it."""
+    grids = [r for _, r in table.load() if not r["settings"]["ragged"] and not r["settings"].get("wide")]
+    (result,) = [r for r in grids if any(entry["threads"] == 2 for entry in r["cases"])]
+    result = result | {"cases": [entry for entry in result["cases"] if entry["threads"] == 2]}
+    shown = [result["machine"], result["date"], [(entry["key"], entry["ratio"]) for entry in result["cases"]]]
+    return result, hashlib.sha256(json.dumps(shown, sort_keys=True).encode()).hexdigest()
 
 
 def speed(path):

@@ -117,8 +117,9 @@ def test_compiler_without_openmp(tmp_path):
     assert "cannot build with -fopenmp" in setup_says("build_ext", CXX=str(broken))
 
 
-def test_cuda_switch():
+def test_switches():
     assert setup_says("build_ext", BIRNN_CUDA="yes") == "BIRNN_CUDA: expected 0, 1 or nothing, got 'yes'."
+    assert setup_says("build_ext", BIRNN_WHEEL_LABEL="yes") == "BIRNN_WHEEL_LABEL: expected 0, 1 or nothing, got 'yes'."
 
 
 # ---- one source, several ISAs ----

@@ -40,6 +40,14 @@ def test_code_runs_from_top_to_bottom(page, capsys):
         assert "times as fast" in (printed := capsys.readouterr().out) and "float32 on cpu" in printed
 
 
+def test_code_for_a_gpu_is_python():
+    """tests/gpu/test_guide.py runs it."""
+    blocks = re.findall(r"^```python cuda\n(.*?)^```", (ROOT / "docs/guide.md").read_text(), re.MULTILINE | re.DOTALL)
+    assert len(blocks) == 2
+    for block in blocks:
+        compile(block, "guide.md", "exec")
+
+
 def test_every_page_is_listed():
     pages = {path.relative_to(ROOT / "docs").with_suffix("").as_posix() for path in (ROOT / "docs").rglob("*.md")}
     pages = {page for page in pages if not page.startswith("_")} - {"index"}

@@ -63,6 +63,34 @@ def test_the_printed_table_is_right_in_itself():
     assert not wrong_cells(table.markdown(table.load()), table.load())
 
 
+def test_the_block_is_of_these_files():
+    """Made by `python -m benchmarks.table --readme`."""
+    assert table.fill(README, table.load()) == README
+    with pytest.raises(ValueError, match="expected one .* found 0"):
+        table.fill("no markers", table.load())
+
+
+def test_slower_cases_are_named():
+    (name, result), *_ = table.load()
+    cases = [result["cases"][0] | {"ratio": {"median": ratio}} for ratio in (0.5, 0.7, 2.0)]
+    text = table.slower([(name, result | {"cases": cases})])
+    assert text.startswith("torch.nn was ahead in 2 of the 3 cases: 0.500 (") and text.count("B = 1, T = 100, I = 128") == 2
+    assert table.slower([(name, result | {"cases": cases[2:]})]) == "torch.nn was ahead in none of the 1 cases."
+
+
+def test_dates_are_told_apart():
+    (name, result), *_ = table.load()
+    later = result | {"date": "2030-01-02T03:04:05", "cases": [case | {"threads": 8} for case in result["cases"]]}
+    old, text = result["date"][:10], table.measured([(name, result), ("b.json", later)])
+    assert text.endswith(f", 2030-01-02 (1 thread: {old}).")
+
+
+def test_a_result_of_a_gpu_is_passed_over(tmp_path):
+    """`make gpu` leaves its file beside the others."""
+    (tmp_path / "gpu_x.json").write_text('{"device": "x", "cases": [], "stages": {}}')
+    assert table.load([tmp_path / "gpu_x.json"]) == []
+
+
 def test_a_figure_has_one_file():
     (name, result), *_ = table.load()
     with pytest.raises(ValueError, match="is both in a.json and in b.json"):

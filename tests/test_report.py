@@ -176,6 +176,15 @@ def test_a_library_that_cannot_be_loaded_is_told(monkeypatch):
         assert library.load() is None
 
 
+def test_what_to_do_depends_on_where_the_package_is(tmp_path):
+    """A copy of the sources hides an installed birnn_ext from a Python that is started in it: installing again is no help."""
+    assert library.remedy(tmp_path).startswith("Install with `pip install")
+    (tmp_path / "setup.py").touch()
+    assert library.remedy(tmp_path).startswith(
+        f"This is the copy of the sources in {tmp_path}: if birnn_ext is installed, start"
+    )
+
+
 def test_a_library_that_fits_is_loaded_silently():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
