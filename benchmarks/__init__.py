@@ -3,7 +3,7 @@ repository.
 
     shapes      what is measured: the grid of shapes, one case of it
     problem     the numbers of one case: weights, inputs, lengths
-    contenders  who competes: birnn_ext and torch.nn; peers has ONNX Runtime and OpenVINO
+    contenders  who competes: birnn_ext and torch.nn; peers/: oneDNN, ONNX Runtime, OpenVINO, JAX
     check       nobody is timed before being right
     machine     what the machine is, how fast it is right now, and the floor that follows
     run, plot, table, compare, demo    the commands

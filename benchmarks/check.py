@@ -14,7 +14,7 @@ ULPS = 16
 # TF32 keeps 10 bits of the fraction of what it multiplies, and that is then the last place. Twice torch.nn's error
 # does not cover it: cuDNN may keep a product in float32 that others make in TF32, such as the recurrent one.
 TF32_EPS = 2.0**-10
-# Other libraries owe us no such accuracy; this only asks that they compute the same thing.
+# Other libraries owe us no such accuracy; this only asks that they compute the same thing, relative to the largest element.
 PEER_TOLERANCE = 1e-4
 
 
@@ -40,12 +40,12 @@ class Judge:
 
     def check(self, contender, peer=False):
         """The largest error of a prepared contender in any tensor, relative to that tensor's largest element.
-        CheckFailed, naming the tensor, where the rule is broken. Of a peer the output alone is asked, to
-        PEER_TOLERANCE."""
+        CheckFailed, naming the tensor, where the rule is broken. Of a peer everything is asked in training, in
+        inference the output alone, to PEER_TOLERANCE."""
         worst = 0.0
         for i, truth in enumerate(self.truth):
             found = contender.results(i)
-            asked = {"output"} if peer else truth.keys()
+            asked = {"output"} if peer and not self.problem.case.training else truth.keys()
             if missing := asked - found.keys():
                 raise CheckFailed(f"{contender.name} did not compute: {', '.join(sorted(missing))}")
             for name in asked:

@@ -1,5 +1,5 @@
 """Who competes: birnn_ext and torch.nn, one class each with `prepare` and `run`. Other libraries are in
-peers.py.
+peers/.
 
 The contract of a contender:
     name            as printed
@@ -7,6 +7,7 @@ The contract of a contender:
     why_not(case)   a sentence why it cannot take part in the case, or None
     prepare(problem)    takes weights and inputs over; nothing of this is timed
     run(i)          one pass over inputs[i]; returns (output [T, B, 2H], states): the thing that is timed
+    version()       of other libraries only: as it is written into the result
     results(i)      runs, and returns everything computed by name, gradients too: what check.py compares
 """
 

@@ -14,7 +14,7 @@ MODE_STYLE = {
     "RNN_TANH": ("#edae49", "D"),
     "RNN_RELU": ("#6b4fa0", "^"),
 }
-PEER_STYLE = {"onnxruntime": "x", "openvino": "+"}
+PEER_STYLE = {"onednn": "1", "onnxruntime": "x", "openvino": "+", "jax": "2"}
 TICKS = (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100, 200)
 
 

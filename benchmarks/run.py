@@ -4,7 +4,7 @@ JSON file and a plot.
     python -m benchmarks.run                                      the whole grid, all modes and passes
     python -m benchmarks.run --quick --threads 1,2
     python -m benchmarks.run --shapes one_small 16,100,256,256,2 --modes GRU --passes training --lengths
-    python -m benchmarks.run --passes inference --peers onnxruntime,openvino
+    python -m benchmarks.run --peers all                          beside every other library that is installed: peers/
 
 A wrong result ends the run with an error before anything of it is timed.
 """
@@ -44,7 +44,7 @@ def measure(cases, *, budget, peers=(), seed=0, wide=False, show=print):
     peers    names out of PEERS
     wide     whether the cases are those of WIDE; only written down
     show     called with every line of the table as it comes
-    returns  {"machine", "settings", "date", "probes", "cases", "summary"}, ready for JSON
+    returns  {"machine", "settings", "peers" (their versions), "date", "probes", "cases", "summary"}, ready for JSON
     raises   CheckFailed where ours computes something wrong
     """
     first, most = cases[0], max(case.threads for case in cases)
@@ -59,24 +59,25 @@ def measure(cases, *, budget, peers=(), seed=0, wide=False, show=print):
             "ragged": first.ragged,
             "wide": wide,
         },
+        "peers": {},
         "probes": {"before": machine.probe(first.dtype, most)},
         "cases": [],
     }
     if machine.library() is None:
         show("NOTE: birnn_ext's compiled library is missing; what is timed as ours is its slow reference.")
     show(HEADER)
-    skipped, judge = set(), None
+    skipped, versions, judge = set(), result["peers"], None
     for case in tqdm(cases, desc="benchmark", unit="case", leave=False, disable=None):
         torch.set_num_threads(case.threads)
         if judge is None or replace(judge.problem.case, threads=case.threads) != case:
             judge = Judge(draw(case, seed))
-        result["cases"].append(_one(case, judge, budget, peers, result["probes"]["before"], skipped, show))
+        result["cases"].append(_one(case, judge, budget, peers, result["probes"]["before"], skipped, versions, show))
     result["probes"]["after"] = machine.probe(first.dtype, most)
     result["summary"] = summary(result["cases"])
     return result
 
 
-def _one(case, judge, budget, peers, speed, skipped, show):
+def _one(case, judge, budget, peers, speed, skipped, versions, show):
     """Checks and times one case; returns its entry in the result and shows its line."""
     contenders, errors = {}, {}
     for contender in [Torch(), Ours()] + [PEERS[name]() for name in peers]:
@@ -94,6 +95,8 @@ def _one(case, judge, budget, peers, speed, skipped, show):
             skipped.add(str(failure))
             continue
         contenders[name] = contender
+        if peer:
+            versions[name] = contender.version()
 
     def run_of(contender):
         return lambda i: contender.run(i % INPUTS)
@@ -107,6 +110,8 @@ def _one(case, judge, budget, peers, speed, skipped, show):
         rest=0.003 if any(contender.own_threads for contender in contenders.values()) else 0.0,
     )
     floor = machine.floor(case, judge.problem.lengths, speed)
+    ratios = {name: ratio(seconds[name], seconds[OURS]) for name in seconds if name != OURS}
+    best = min(ratios, key=lambda name: ratios[name]["median"])
     entry = {
         "key": case.key,
         "shape": str(case.shape),
@@ -115,8 +120,9 @@ def _one(case, judge, budget, peers, speed, skipped, show):
         "threads": case.threads,
         "relative_error": errors,
         "times": {name: spread(values) for name, values in seconds.items()},
-        "ratio": ratio(seconds[THEIRS], seconds[OURS]),
-        "peer_ratio": {name: ratio(seconds[name], seconds[OURS]) for name in seconds if name in PEERS},
+        "ratio": ratios[THEIRS],
+        "peer_ratio": {name: found for name, found in ratios.items() if name in PEERS},
+        "best_of_all": {"name": best} | ratios[best],
         "floor_ms": None if floor is None else 1e3 * floor,
         "share_of_floor": None if floor is None else floor / min(seconds[OURS]),
     }
@@ -211,7 +217,7 @@ def arguments(argv=None):
     parser.add_argument("--dtype", choices=("float32", "float64", "bfloat16", "float16"), default="float32")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--lengths", action="store_true", help="rows of T/4 to T steps; torch.nn packs and pads them")
-    parser.add_argument("--peers", type=listed(str, PEERS), default=[], help=f"out of {','.join(PEERS)}")
+    parser.add_argument("--peers", type=listed(str, (*PEERS, "all")), default=[], help=f"all, or out of {','.join(PEERS)}")
     parser.add_argument("--budget", type=float, help="seconds of timing per case (default 4, quick 1)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path, default=Path("demo_out/benchmark.json"), help="default %(default)s")
@@ -227,6 +233,8 @@ def arguments(argv=None):
     )
     args.modes = args.modes or [mode for mode in MODES if not args.quick or mode != "RNN_RELU"]
     args.budget = args.budget or (1.0 if args.quick else 4.0)
+    if "all" in args.peers:
+        args.peers = list(PEERS)
     return args
 
 

@@ -1,8 +1,9 @@
 """The README's block of speed, made of the results: geometric mean (smallest - largest) of the ratios over the shapes, the
-machine and the date, and the cases in which torch.nn is faster.
+machine and the date, and the cases in which torch.nn is faster. And a table of the best of all libraries, case by case.
 
-Usage:  python -m benchmarks.table [RESULT.json ...]      prints it as Markdown (default: all of benchmarks/results)
-        python -m benchmarks.table --readme               puts it into the README, between its two markers
+Usage:  python -m benchmarks.table [RESULT.json ...]           prints the block as Markdown (default: all of benchmarks/results)
+        python -m benchmarks.table --readme                    puts it into the README, between its two markers
+        python -m benchmarks.table --best [RESULT.json ...]    instead, case by case, against whichever library was the fastest
 
 Each figure comes from one file; docs/ shows the same block, and tests/test_readme.py holds the README to it.
 """
@@ -123,8 +124,36 @@ def fill(text, results):
     return filled
 
 
+def best(results):
+    """Markdown: every case that was timed beside other libraries than torch.nn, which of them all was the fastest, and its time
+    over ours; then the geometric mean and the smallest of each mode, pass and number of threads. Empty where there is no such
+    case."""
+    entries = [entry for _, result in results for entry in result["cases"] if entry["peer_ratio"]]
+    if not entries:
+        return ""
+    lines = ["| case | ours, ms | fastest other | ms | ratio | beside it |", "|---" * 6 + "|"]
+    groups = {}
+    for entry in entries:
+        found, times = entry["best_of_all"], entry["times"]
+        beside = ", ".join(name for name in ("torch.nn", *entry["peer_ratio"]) if name != found["name"])
+        lines.append(
+            f"| {entry['key']} | {times['birnn_ext']['median_ms']:.2f} | {found['name']} | "
+            f"{times[found['name']]['median_ms']:.2f} | {found['median']:.2f} | {beside} |"
+        )
+        groups.setdefault((ROWS[entry["mode"]], PASSES[entry["pass"]], entry["threads"]), []).append(found["median"])
+    lines += ["", "| mode | pass | threads | cases | geometric mean | smallest |", "|---" * 6 + "|"]
+    groups["all", "", ""] = [entry["best_of_all"]["median"] for entry in entries]
+    for (mode, pass_, threads), ratios in groups.items():
+        mean, smallest = geometric_mean(ratios), min(ratios)
+        lines.append(f"| {mode} | {pass_} | {threads} | {len(ratios)} | {mean:.2f} | {smallest:.2f} |")
+    return "\n".join(lines)
+
+
 if __name__ == "__main__":
+    paths = [path for path in sys.argv[1:] if path != "--best"]
     if sys.argv[1:] == ["--readme"]:
         README.write_text(fill(README.read_text(), load()))
+    elif "--best" in sys.argv:
+        print(best(load(paths)))
     else:
-        print(block(load(sys.argv[1:])), end="")
+        print(block(load(paths)), end="")

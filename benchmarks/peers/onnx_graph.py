@@ -1,14 +1,15 @@
 """Other libraries as contenders, through an ONNX graph written by hand: ONNX Runtime and OpenVINO. Inference
 only, one layer, rows of equal length, float32 on a CPU: enough to know how fast others are. The contract is
-in contenders.py.
+in ../contenders.py.
 """
 
+import importlib.metadata
 import importlib.util
 
 import torch
 
-from .contenders import Contender
-from .shapes import MODES
+from ..contenders import Contender
+from ..shapes import MODES
 
 # ONNX orders the gates z r h and i o f c; torch.nn has r z n and i f g o. Block k of ONNX's weights is block
 # ORDER[mode][k] of torch's.
@@ -69,6 +70,9 @@ class Peer(Contender):
             return "takes part with one layer, equal lengths, float32 on the CPU only"
         return None
 
+    def version(self):
+        return importlib.metadata.version(self.package)
+
     def prepare(self, problem):
         self.arrays = [x.numpy() for x in problem.inputs]
         self.call = self.compile(onnx_model(problem).SerializeToString(), problem.case.threads)
@@ -119,6 +123,3 @@ class OpenVino(Peer):
             return request.get_output_tensor(0).data
 
         return call
-
-
-PEERS = {peer.name: peer for peer in (OnnxRuntime, OpenVino)}
