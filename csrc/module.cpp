@@ -34,13 +34,13 @@ std::vector<std::string> words(const std::string& text) {
 }
 
 // Who does what in a forward pass on the CPU.
-std::pair<int64_t, int> plan_of(const std::string& mode, int64_t T, int64_t B, int64_t I, int64_t H, int64_t P, int64_t D,
-                                int64_t threads) {
+std::tuple<int64_t, int, bool> plan_of(const std::string& mode, int64_t T, int64_t B, int64_t I, int64_t H, int64_t P,
+                                       int64_t D, int64_t threads) {
   for (const birnn::CellFacts& cell : birnn::cell_facts) {
     if (mode != cell.name) continue;
     const birnn::Sizes n{T, B, I, H, P, D, P != H};
     const birnn::Plan p = birnn::plan(n, cell.gates, nullptr, birnn::worth_threads(n, cell.gates) ? threads : 1);
-    return {p.splits, p.members};
+    return {p.splits, p.members, p.turns};
   }
   throw std::invalid_argument("mode: expected the name of a cell, got '" + mode + "'");
 }
@@ -63,7 +63,9 @@ PYBIND11_MODULE(_C, m) {
   m.def("isa_list", &birnn::isa_names, "Instruction sets usable on this machine, the best first.");
   m.def("plan", &plan_of, pybind11::arg("mode"), pybind11::arg("T"), pybind11::arg("B"), pybind11::arg("I"), pybind11::arg("H"),
         pybind11::arg("P"), pybind11::arg("D"), pybind11::arg("threads"),
-        "(shares of the rows per direction, threads per share) of a forward pass with so many threads.");
+        "(shares of the rows per direction, threads per share, whether the directions take turns) of a forward pass in float32 "
+        "with "
+        "so many threads.");
   m.def("isa", &birnn::isa_name, "The instruction set in use.");
   // pybind11 turns std::invalid_argument into ValueError.
   m.def("set_isa", &birnn::set_isa, pybind11::arg("name"),

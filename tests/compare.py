@@ -68,6 +68,8 @@ def check(ours, theirs, oracle, inputs_up_to=1.0, tf32=False):
         scale = exact.abs().max().item() if exact.numel() else 0.0
         eps = TF32_EPS if tf32 and a.dtype == torch.float32 else torch.finfo(a.dtype).eps
         few_eps = FEW_EPS.get(a.dtype, FEW_EPS_ELSE) * eps
+        if exact.numel() < 16:  # of so few numbers torch's largest error says little: by chance each may be nearly exact
+            few_eps *= 2
         allowed = FACTOR * error(b, exact) + few_eps * max(scale, SMALLEST_SCALE) * inputs_up_to
         found = error(a, exact)
         assert found <= allowed, f"result {i}: error {found:.3g}, allowed {allowed:.3g} (torch: {error(b, exact):.3g})"

@@ -76,7 +76,7 @@ BIRNN_INLINE void tile_of_dots(const Shape& s, const T* w, int64_t first, int un
     for (int i = 0; i < L; i += together) {
       const T* columns[8];  // lanes beyond N repeat the last column: nobody reads them, but they have to be numbers
       for (int c = 0; c < together; ++c) columns[c] = from + smaller<int64_t>(i + c, s.N - 1 - unit) * s.K;
-      all_dots<T>[rows - 1](s.K, a, lda, columns, from + (i + together) * s.K, sums + i * L);
+      all_dots<T>[rows - 1](s.K, a, lda, columns, from + (i + together)* s.K, sums + i* L);
     }
     for (int r = 0; r < rows; ++r) {
       Vec<T> block[L];

@@ -104,7 +104,11 @@ void pack_and_sweep(const Plan& p, const Sizes& n, int64_t packed_size, bool par
   const at::DataPtr memory = allocate(size_t(packed_size * n.D) * sizeof(T));
   T* packed = static_cast<T*>(memory.get());
   if (p.splits == 1) {  // the usual case: one task per direction, one parallel region
-    run_teams(n.D, p.members, parallel, [&](int64_t d, const Team& team) { sweep(d, team, false, packed + d * packed_size); });
+    const int64_t together = p.turns ? 1 : n.D;
+    for (int64_t first = 0; first < n.D; first += together) {
+      run_teams(together, p.members, parallel,
+                [&](int64_t d, const Team& team) { sweep(first + d, team, false, packed + (first + d) * packed_size); });
+    }
     return;
   }
   run_tasks(n.D, parallel, [&](int64_t d) { pack(int(d), packed + d * packed_size); });
@@ -114,10 +118,11 @@ void pack_and_sweep(const Plan& p, const Sizes& n, int64_t packed_size, bool par
 
 // Tasks of whole rows or, where `lengths` divides them, of episodes.
 Plan plan_rows(const LayerTensors& l, int64_t threads, int64_t rows_of_a_task) {
+  const int64_t element = l.input.element_size();
   const int gates = cell_facts[l.mode].gates;
   const int64_t* lengths = pointer<int64_t>(l.lengths);
-  if (lengths && l.lengths.dim() == 2) return plan_episodes(l.n, gates, lengths, threads, rows_of_a_task);
-  return plan(l.n, gates, lengths, threads, rows_of_a_task);
+  if (lengths && l.lengths.dim() == 2) return plan_episodes(l.n, gates, lengths, threads, rows_of_a_task, element);
+  return plan(l.n, gates, lengths, threads, rows_of_a_task, element);
 }
 
 // Scratch memory of all tasks, one after the other.
@@ -191,7 +196,8 @@ struct WeightGradients {
   WeightGradients(const LayerTensors& l, int d, bool wanted) {
     const auto like = [&](const at::Tensor& w) {
       const auto options = l.input.options().requires_grad(false);
-      return wanted && w.defined() ? at::empty(w.sizes(), options) : at::empty({0}, options);
+      // (Reused, since a training loop frees them before the next step, which would fault in every page anew.)
+      return wanted && w.defined() ? empty_reusable(w.sizes(), l.input) : at::empty({0}, options);
     };
     w_ih = like(l.w_ih[d]), w_hh = like(l.w_hh[d]), b_ih = like(l.b_ih[d]), b_hh = like(l.b_hh[d]), w_hr = like(l.w_hr[d]);
   }

@@ -22,7 +22,7 @@ namespace {
 
 constexpr size_t worth_keeping = size_t(1) << 20;
 constexpr size_t most_kept = size_t(256) << 20;
-constexpr size_t page = size_t(2) << 20;  // of the huge kind
+constexpr size_t page = size_t(2) << 20;  // of the huge kind, on whose borders blocks begin
 
 struct Block {
   void* memory;
@@ -79,7 +79,7 @@ Block take(size_t size) {
 struct Reusing final : c10::Allocator {
   c10::DataPtr allocate(size_t bytes) override {
     if (bytes < worth_keeping) return c10::GetCPUAllocator()->allocate(bytes);
-    const size_t size = (bytes + page - 1) / page * page;
+    const size_t size = (bytes + 4095) / 4096 * 4096;
     Block block = take(size);
     if (!block.memory) {
       block.size = size;

@@ -17,18 +17,20 @@ void run_tasks(int64_t count, bool parallel, const std::function<void(int64_t)>&
 
 // One task per direction or, with more threads than directions, several with a share of the rows each, and a team of threads
 // for each where the rows are few. Tasks of direction d are [d * splits, (d + 1) * splits), with at least `rows_of_a_task` rows
-// where there are that many.
+// where there are that many. `element`: bytes of a number.
 struct Plan {
   std::vector<int64_t> index;     // rows of the batch, longest first within each task
   std::vector<Episode> episodes;  // [index.size()], or empty: rows are whole
   std::vector<Task> tasks;
   int64_t splits;
   int members;  // threads per task
+  bool turns;   // the directions one after the other, each with all threads (one task per direction then)
 };
-Plan plan(const Sizes& n, int gates, const int64_t* lengths, int64_t threads, int64_t rows_of_a_task = 1);
+Plan plan(const Sizes& n, int gates, const int64_t* lengths, int64_t threads, int64_t rows_of_a_task = 1, int64_t element = 4);
 
 // The same for the episodes in numbers [B, T] (see ops.h), each in place of a row; so they go through time side by side.
-Plan plan_episodes(Sizes n, int gates, const int64_t* numbers, int64_t threads, int64_t rows_of_a_task = 1);
+Plan plan_episodes(Sizes n, int gates, const int64_t* numbers, int64_t threads, int64_t rows_of_a_task = 1,
+                   int64_t element = 4);
 
 // Whether a layer is large enough for more than one thread.
 bool worth_threads(const Sizes& n, int gates);

@@ -34,8 +34,8 @@ constexpr int tile_chains(int mr, int nv) { return mr * nv >= 8 ? 1 : mr * nv >=
 constexpr int64_t tile_block = 256;
 
 template <class T, int MR, int NV, bool Interleaved>
-__attribute__((noinline)) void tile(int64_t K, const T* __restrict__ a, int64_t lda, const T* __restrict__ b,
-                                    int64_t ldb, T* __restrict__ out, const T* ahead) {
+__attribute__((noinline)) void tile(int64_t K, const T* __restrict__ a, int64_t lda, const T* __restrict__ b, int64_t ldb,
+                                    T* __restrict__ out, const T* ahead) {
   constexpr int L = lanes<T>, KU = tile_chains(MR, NV);
   constexpr int line = 64 / int(sizeof(T));  // elements of a cache line
   int64_t k = 0;

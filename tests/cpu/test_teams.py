@@ -68,7 +68,7 @@ def test_many_steps_and_chunks():
 def test_rows_and_units_are_both_shared():
     """Rows first, as long as each share is worth a pass over the weights."""
     problem = few_rows("LSTM", B=17)
-    splits, team = _C.plan("LSTM", 6, 17, 37, UNITS["LSTM"], UNITS["LSTM"], 2, 12)
+    splits, team = _C.plan("LSTM", 6, 17, 37, UNITS["LSTM"], UNITS["LSTM"], 2, 12)[:2]
     assert splits == 2 and team == 3
     torch.set_num_threads(12)
     problems.check(problem)
@@ -121,3 +121,17 @@ def test_in_a_forked_child():
     command = [sys.executable, "-W", "ignore", "-c", FORKED]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=PATIENCE)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("kind", ["GRU", "LSTM"])
+def test_directions_take_turns_where_the_weights_exceed_the_caches(kind):
+    """One row and weights that no L2 holds: the same results as of one thread, and as the reference."""
+    T, B = 3, 2
+    H = 256
+    while not _C.plan(kind, T, B, 5, H, H, 2, 2)[2]:
+        H += 64
+    assert not _C.plan(kind, T, 64, 5, H, H, 2, 2)[2], "many rows do not wait for the weights"
+    assert not _C.plan(kind, T, B, 5, H, H, 1, 2)[2] and not _C.plan(kind, T, B, 5, H, H, 2, 1)[2]
+    torch.set_num_threads(2)
+    problem = problems.typical(kind, T, B, 5, H, lengths=True)
+    problems.check(problem)
