@@ -154,7 +154,7 @@ def sanitizer(limit, out):
 
 
 def smallest():
-    """What the sanitizer watches: every mode, both kinds of kernels, forward and backward, unequal rows; halves once."""
+    """What the sanitizer watches: every mode, all kinds of kernels, forward and backward, unequal rows; halves once."""
     import birnn_ext
 
     def train(module, **options):
@@ -162,9 +162,10 @@ def smallest():
         module(x, **options)[0].sum().backward()
         torch.cuda.synchronize()
 
-    for tier, mode in product(("stepwise", "auto"), MODES):
+    for tier, mode in product(("stepwise", "block", "spread"), MODES):
         os.environ["BIRNN_CUDA_TIER"] = tier
         train(birnn_ext.BiRNN(5, 9, mode=mode).cuda(), lengths=[3, 1, 0, 2, 3])
+    os.environ["BIRNN_CUDA_TIER"], os.environ["BIRNN_PERSISTENT"] = "auto", "1"
     train(birnn_ext.LSTM(5, 9, proj_size=4, bidirectional=True).cuda())
     train(birnn_ext.LSTM(5, 9, bidirectional=True).half().cuda(), lengths=[3, 1, 0, 2, 3])
     print("the smallest cases ran")

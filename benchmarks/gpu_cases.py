@@ -2,7 +2,9 @@
 names of kernels, peak memory; and the lines of the table. Not here: building, testing, and the command line (gpu.py).
 """
 
+import contextlib
 import math
+import os
 import statistics
 import time
 from itertools import product
@@ -17,11 +19,13 @@ from .shapes import Case, Shape
 # float32 comes twice: with TF32 as torch has it for cuDNN, and without.
 PRECISIONS = {"tf32": "float32", "bfloat16": "bfloat16", "float16": "float16", "ieee": "float32"}
 GRAPH = "birnn_ext, graph"
+PERSISTENT = "birnn_ext, persistent"  # with BIRNN_PERSISTENT=1, where that changes something
 CHECK_STEPS = 12
 PROFILING = 20  # seconds at the end
 FAILURES = 10  # at most, that are printed
 HEADER = (
-    f"{'mode':9}{'pass':10}{'numbers':9}{'B,T,I,H,L':22}{'torch.nn':>9}{'ours':>9}{'graph':>9}{'ratio':>7}{'graph':>7}  MiB"
+    f"{'mode':9}{'pass':10}{'numbers':9}{'B,T,I,H,L':22}{'torch.nn':>9}{'ours':>9}{'graph':>9}{'persist.':>9}"
+    f"{'ratio':>7}{'graph':>7}{'pers.':>7}  MiB"
 )
 
 
@@ -51,8 +55,33 @@ def set_precision(precision):
     torch.backends.cudnn.rnn.fp32_precision = torch.backends.cuda.matmul.fp32_precision = setting
 
 
+@contextlib.contextmanager
+def persistent():
+    """BIRNN_PERSISTENT=1 while it lasts."""
+    before = os.environ.get("BIRNN_PERSISTENT")
+    os.environ["BIRNN_PERSISTENT"] = "1"
+    try:
+        yield
+    finally:
+        del os.environ["BIRNN_PERSISTENT"]
+        if before is not None:
+            os.environ["BIRNN_PERSISTENT"] = before
+
+
+def has_persistent(case):
+    """Whether a pass of ours takes kernels of many blocks under BIRNN_PERSISTENT=1."""
+    if case.device != "cuda":
+        return False
+    s, dtype, device = case.shape, getattr(torch, case.dtype), torch.cuda.current_device()
+    with persistent():
+        return any(
+            torch.ops.birnn_ext.cuda_tier(case.mode, dtype, s.B, s.H, 2, False, backward, device)[0] == "spread"
+            for backward in (False, True)[: 1 + case.training]
+        )
+
+
 def verify(case, precision):
-    """CheckFailed unless ours is right in this case, on its first few steps."""
+    """CheckFailed unless ours is right in this case, on its first few steps, persistent or not."""
     shape = case.shape
     short = Case(
         Shape(shape.name, shape.B, min(shape.T, CHECK_STEPS), shape.I, shape.H, shape.L),
@@ -60,17 +89,24 @@ def verify(case, precision):
     )  # fmt: skip
     ours, problem = Ours(), draw(short)
     ours.prepare(problem)
-    return Judge(problem, tf32=precision == "tf32").check(ours)
+    judge = Judge(problem, tf32=precision == "tf32")
+    error = judge.check(ours)
+    if has_persistent(case):
+        with persistent():
+            error = max(error, judge.check(ours))
+    return error
 
 
 def runs(case):
-    """{name: callable}: one pass of each contender on numbers of its own, and of ours as a CUDA graph (inference only)."""
+    """{name: callable}: one pass of each contender on numbers of its own, of ours as a CUDA graph (inference only), too, and
+    with persistent kernels where there are any."""
     shape, dtype = case.shape, getattr(torch, case.dtype)
     x = torch.randn(shape.T, shape.B, shape.I, device="cuda", dtype=dtype)
     theirs, ours = (maker().make(case, dtype, "cuda") for maker in (Torch, Ours))
     ours.load_state_dict(theirs.state_dict())
     if case.training:
-        return {THEIRS: training_step(theirs, x), OURS: training_step(ours, x)}
+        found = {THEIRS: training_step(theirs, x), OURS: training_step(ours, x)}
+        return found | ({PERSISTENT: persistently(training_step(ours, x))} if has_persistent(case) else {})
     for module in (theirs, ours):
         module.eval()
 
@@ -81,7 +117,16 @@ def runs(case):
 
         return run
 
-    return {THEIRS: inference(theirs), OURS: inference(ours), GRAPH: graphed(inference(ours))}
+    found = {THEIRS: inference(theirs), OURS: inference(ours), GRAPH: graphed(inference(ours))}
+    return found | ({PERSISTENT: persistently(inference(ours))} if has_persistent(case) else {})
+
+
+def persistently(run):
+    def inside():
+        with persistent():
+            return run()
+
+    return inside
 
 
 def training_step(module, x):
@@ -269,7 +314,8 @@ def line(entry):
 
     return (
         f"{entry['mode']:9}{entry['pass']:10}{entry['precision']:9}{sizes:22}{us[THEIRS]:>9.2f}{us[OURS]:>9.2f}"
-        f"{number(us.get(GRAPH), 9, 2)}{number(ratio[OURS], 7, 2)}{number(ratio.get(GRAPH), 7, 2)}"
+        f"{number(us.get(GRAPH), 9, 2)}{number(us.get(PERSISTENT), 9, 2)}"
+        f"{number(ratio[OURS], 7, 2)}{number(ratio.get(GRAPH), 7, 2)}{number(ratio.get(PERSISTENT), 7, 2)}"
         f"  {entry['peak_mib'][OURS]:.0f} ({entry['peak_mib'][THEIRS]:.0f})"
     )
 

@@ -21,7 +21,21 @@ from .base import RNNBase
 from .stacks import TO_OURS, TO_TORCH
 
 # What changes how a build behaves or how fast it is.
-VARIABLES = ("BIRNN_ISA", "ATEN_CPU_CAPABILITY", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "CUDA_VISIBLE_DEVICES")
+VARIABLES = (
+    "BIRNN_ISA",
+    "ATEN_CPU_CAPABILITY",
+    "OMP_NUM_THREADS",
+    "MKL_NUM_THREADS",
+    "CUDA_VISIBLE_DEVICES",
+    "BIRNN_PERSISTENT",
+    "BIRNN_CUDA_TIER",
+)
+# The kinds of CUDA kernels (docs/how/gpu.md).
+TIERS = {
+    "stepwise": "a product and a kernel for every step",
+    "block": "all steps in one launch, weights in one block's shared memory",
+    "spread": "all steps in one launch, weights spread over many blocks; it has run on no GPU yet",
+}
 
 
 @dataclass(frozen=True)
@@ -79,6 +93,9 @@ def which_kernel(module: nn.Module, input: Tensor | PackedSequence) -> Kernel:
     if forward_ad._current_level >= 0:
         return Kernel("reference", "forward-mode AD (jvp, jacfwd) runs through plain PyTorch, slowly")
     named = str(dtype).removeprefix("torch.")
+    if device == "cuda" and hasattr(torch.ops.birnn_ext, "cuda_tier"):
+        tier, more = _cuda_tier(module, input, dtype)
+        return _cuda_kernel(tier, more, named, note)
     if device != "cpu":
         return Kernel(f"{device} {named}", f"{named} on {device} has a kernel{note}")
     isa, usable = ops._C.isa(), ops._C.isa_list()
@@ -86,6 +103,24 @@ def which_kernel(module: nn.Module, input: Tensor | PackedSequence) -> Kernel:
     why = "the best that this processor can run" if isa == usable[0] else f"of {', '.join(usable)}"
     why += f" ({', '.join(forced)})" if forced else ""
     return Kernel(f"cpu {isa} {named}", f"{named} on cpu has a kernel; {isa} is {why}{note}")
+
+
+def _cuda_tier(module, input, dtype):
+    """(kind of kernels, more in words), of the forward pass, as the compiled library chooses them for this device."""
+    if isinstance(input, PackedSequence):
+        data, B = input.data, int(input.batch_sizes[0])
+    else:
+        data, B = input, input.shape[0 if module.batch_first else 1] if input.dim() == 3 else 1
+    D, device = 2 if module.bidirectional else 1, data.device.index
+    device = torch.cuda.current_device() if device is None else device
+    return torch.ops.birnn_ext.cuda_tier(module.mode, dtype, B, module.hidden_size, D, module.proj_size > 0, False, device)
+
+
+def _cuda_kernel(tier, more, named, note):
+    said = [more] * bool(more)
+    said += [f"{name}={os.environ[name]}" for name in ("BIRNN_PERSISTENT", "BIRNN_CUDA_TIER") if os.environ.get(name)]
+    why = f" ({', '.join(said)})" if said else ""
+    return Kernel(f"cuda {tier} {named}", f"{named} on cuda has a kernel; {tier} is {TIERS[tier]}{why}{note}")
 
 
 # --------------------------------------------------------------------------------------------- check

@@ -2,6 +2,7 @@
 Nothing is timed here."""
 
 import json
+import os
 import sys
 import time
 from pathlib import Path
@@ -65,7 +66,7 @@ def test_us_are_per_step_and_layer():
 def test_table():
     text = gpu_cases.line(entry())
     assert "GRU" in text and "tf32" in text and "1,512,128,128,1" in text and "39.06" in text and "4.00" in text
-    assert gpu_cases.line(entry(graph=False)).count(" - ") == 2
+    assert gpu_cases.line(entry()).count(" - ") == 2 and gpu_cases.line(entry(graph=False)).count(" - ") == 4
     (row, other) = gpu_cases.summary([entry(), entry()])
     assert row[:4] == ("GRU", "inference", "tf32", OURS) and row[4:] == (pytest.approx(4.0), 4.0, 2)
     assert other[3] == gpu_cases.GRAPH
@@ -261,6 +262,17 @@ def test_a_wrong_layer_is_turned_away(monkeypatch, precision, by):
 def test_tf32_has_its_own_last_place(monkeypatch):
     monkeypatch.setattr(gpu_cases.Ours, "call", lambda self, x: self.module(x + 1e-3))
     gpu_cases.verify(Case(Shape("tiny", 3, 40, 5, 4), "GRU", "inference", 1, "float32", "cpu"), "tf32")
+
+
+def test_persistent_kernels_are_switched_on_and_off_again(monkeypatch):
+    monkeypatch.delenv("BIRNN_PERSISTENT", raising=False)
+    run = gpu_cases.persistently(lambda: os.environ["BIRNN_PERSISTENT"])
+    assert run() == "1" and "BIRNN_PERSISTENT" not in os.environ
+    monkeypatch.setenv("BIRNN_PERSISTENT", "0")
+    with pytest.raises(ZeroDivisionError):
+        gpu_cases.persistently(lambda: 1 / 0)()
+    assert os.environ["BIRNN_PERSISTENT"] == "0"
+    assert not gpu_cases.has_persistent(Case(Shape("tiny", 3, 40, 5, 4), "GRU", "inference", 1, "float32", "cpu"))
 
 
 def test_a_training_step_leaves_gradients_and_takes_them_away():

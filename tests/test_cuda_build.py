@@ -19,7 +19,7 @@ pytestmark = pytest.mark.slow
 OUT = build.ROOT / "build/cuda_gate"
 # Registers of a thread. Blocks of 512 threads may have 128 each on every architecture; the stepwise kernels shall not
 # keep their neighbours off a multiprocessor.
-BUDGET = {"block_kernel": 128, "step_kernel": 64, "": 48}
+BUDGET = {"block_kernel": 128, "spread_kernel": 128, "step_kernel": 64, "": 48}
 
 
 def facts(expression):
@@ -87,6 +87,7 @@ def test_every_architecture_has_every_kernel(kernels):
     assert all(found == names for found in by_arch.values())
     # Four cells, three or four dtypes, two passes.
     assert sum("block_kernel" in name for name in names) == 4 * 3 * 2
+    assert sum("spread_kernel" in name for name in names) == 4 * 3 * 2
     assert sum("step_kernel" in name for name in names) == 4 * 4 * 2
 
 
@@ -97,6 +98,25 @@ def test_registers_and_spills(kernels):
         if registers > budget or spills:
             over.append(f"{name} for {arch}: {registers} registers of {budget}, {spills} bytes spilled")
     assert not over, "\n".join(over)
+
+
+def test_the_documented_registers(kernels):
+    """docs/how/gpu.md says how many registers a kernel of each kind uses at most."""
+    text = (build.ROOT / "docs/how/gpu.md").read_text()
+    header, _, *rows = re.search(r"\| registers \|.*?\n\n", text, re.DOTALL)[0].strip().splitlines()
+    archs = [cell.strip() for cell in header.strip("|").split("|")[1:]]
+    assert set(archs) == {arch for _, arch in kernels[1]}
+    most = defaultdict(int)
+    for (name, arch), (registers, _) in kernels[1].items():
+        kind = re.search(r"(forward|backward)_(step|block|spread)_kernel", name)
+        if kind:
+            most[f"{kind[2]}, {kind[1]}", arch] = max(most[f"{kind[2]}, {kind[1]}", arch], registers)
+    documented = {}
+    for row in rows:
+        kind, *numbers = (cell.strip() for cell in row.strip("|").split("|"))
+        documented |= {(kind, arch): int(number) for arch, number in zip(archs, numbers, strict=True)}
+    assert documented.keys() == most.keys()
+    assert not {key: registers for key, registers in most.items() if registers > documented[key]}
 
 
 @pytest.fixture(scope="module")
@@ -117,6 +137,7 @@ torch.ops.load_library(sys.argv[1])
 probe = torch.ops.birnn_probe
 has = torch._C._dispatch_has_kernel_for_dispatch_key
 assert all(has(f"birnn_ext::{op}", "CUDA") for op in ("layer", "layer_backward"))
+assert torch.ops.birnn_ext.cuda_tier
 rnn, matmul = torch.backends.cudnn.rnn, torch.backends.cuda.matmul
 
 # TF32 where the setting of products and that of cuDNN's layers allow it; neither is changed.

@@ -72,6 +72,18 @@ def test_isa_in_use_and_why(isa, monkeypatch):
     assert "BIRNN_ISA=base" in birnn_ext.which_kernel(layer, x).reason
 
 
+def test_kinds_of_cuda_kernels(monkeypatch):
+    """What is said of them; which it is on a device: tests/shim/test_spread.py."""
+    for name in ("BIRNN_PERSISTENT", "BIRNN_CUDA_TIER"):
+        monkeypatch.delenv(name, raising=False)
+    assert str(report._cuda_kernel("stepwise", "", "float32", "")).startswith(
+        "cuda stepwise float32: float32 on cuda has a kernel"
+    )
+    monkeypatch.setenv("BIRNN_PERSISTENT", "1")
+    said = report._cuda_kernel("spread", "64 blocks", "float16", "").reason
+    assert "run on no GPU yet (64 blocks, BIRNN_PERSISTENT=1)" in said
+
+
 def test_layers_of_torch_and_packed_input():
     packed = pack_padded_sequence(torch.randn(5, 2, 3), [5, 2])
     assert birnn_ext.which_kernel(nn.GRU(3, 4), packed).name == "torch.nn"

@@ -28,7 +28,7 @@ struct WeightSums {
 };
 
 struct Direction {
-  at::Tensor carry, rec, dc, du, dg[2], dq[2];
+  at::Tensor carry, rec, dc, du, dg[2], dq[2], exchange;
   at::Tensor w_ih;        // T [G*H, I], rows in the order of columns
   Mark done[2], free[2];  // dg[k] is written; dg[k] has been read
   WeightSums sums;
@@ -48,15 +48,17 @@ class BackwardPass {
         need_weights(need_weights),
         G(cell_facts[l.mode].gates),
         columns(columns_of(l.mode)) {
-    launch = {dtype_of(l.input), l.mode, nullptr};
-    block = use_block(n, true, launch);
+    launch = {dtype_of(l.input.scalar_type()), l.mode, nullptr};
+    tier = choose_tier(n, true, launch);
+    if (tier == Tier::spread) plan = spread_plan(n, true, launch);
     steps = chunk_steps(n, columns.count, l.input);
     chunks = (n.T + steps - 1) / steps;
     options = l.input.options().requires_grad(false), wide = options.dtype(wide_type(l.input));
     for (int d = 0; d < n.D; ++d) {
       Direction& m = direction[d];
       m.carry = at::empty({n.B, n.P}, wide);
-      if (!block) m.rec = at::empty({n.B, n.P}, wide);
+      if (tier == Tier::stepwise) m.rec = at::empty({n.B, n.P}, wide);
+      if (tier == Tier::spread) m.exchange = exchange_memory(n, true, launch, options);
       if (cell_facts[l.mode].states == 2) m.dc = at::empty({n.B, n.H}, wide);
       if (n.projected) m.du = at::empty({n.B, n.H}, wide);
       for (int k = 0; k < (chunks > 1 ? 2 : 1); ++k) {
@@ -89,6 +91,7 @@ class BackwardPass {
       const BackwardChunk& a = direction[d].args;
       start(address(dh_n, d * n.B * n.P), a.carry, true, n.B * n.P, on(pair, d));
       if (a.dc) start(address(dc_n, d * n.B * n.H), a.dc, true, n.B * n.H, on(pair, d));
+      if (direction[d].exchange.defined()) clear_exchange(direction[d].exchange, pair.handle(d));
     }
     for (int64_t k = 0; k < chunks; ++k) {
       recur(pair, k);
@@ -135,7 +138,8 @@ class BackwardPass {
   const Columns columns;
   at::TensorOptions options, wide;
   Launch launch;
-  bool block;
+  Tier tier;
+  Plan plan = {};
   int64_t steps, chunks;
   Direction direction[2];
   at::Tensor rows_x, rows_h, rows_u, rows_dx, part;  // of the chunk at hand, on the caller's stream
@@ -157,6 +161,7 @@ class BackwardPass {
       a.dy_t = time_stride(dy, l.batch_first), a.dy_b = batch_stride(dy, l.batch_first);
     }
     a.w_hh = address(l.w_hh[d]);
+    if (m.exchange.defined()) a.exchange = exchange_in(m.exchange), a.plan = plan;
     a.carry = mutable_address(m.carry), a.rec = address(m.rec), a.dc = mutable_address(m.dc), a.du = address(m.du);
   }
 
@@ -181,9 +186,10 @@ class BackwardPass {
       m.args.t_begin = t.begin, m.args.t_end = t.end;
       m.args.dg = mutable_address(m.dg[k % 2]), m.args.dq = mutable_address(m.dq[k % 2]);
       pair.wait(d, m.free[k % 2]);
-      if (block) backward_block(m.args, on(pair, d));
+      if (tier == Tier::block) backward_block(m.args, on(pair, d));
+      if (tier == Tier::spread) backward_spread(m.args, on(pair, d));
     }
-    for (int64_t s = 0; !block && s < count; ++s) {
+    for (int64_t s = 0; tier == Tier::stepwise && s < count; ++s) {
       for (int d = 0; d < n.D; ++d) {
         step(pair, d, k % 2, d == 0 ? direction[d].args.t_end - 1 - s : direction[d].args.t_begin + s);
       }
@@ -267,9 +273,10 @@ ThirteenTensors layer_backward(const OptionalTensor& grad_output, const Optional
              dc_n = grad_c_n.value_or(at::Tensor());
   check_backward(l, dy, dh_n, dc_n, output_any_strides, saved_any_strides);
   TORCH_CHECK(!dc_n.defined() || dc_n.dim() == 3, "grad_c_n: the CUDA kernels take that of c_n only, got shape ", dc_n.sizes());
-  dtype_of(input);
+  dtype_of(input.scalar_type());
   const c10::DeviceGuard device(input.device());
   use_device(input.device().index());
+  check_alarm();
   make_dense(l);
   dy = feature_contiguous(dy), dh_n = contiguous(dh_n), dc_n = contiguous(dc_n);
   const at::Tensor output = output_any_strides.contiguous(), saved = saved_any_strides.contiguous();  // copies under vmap only

@@ -19,10 +19,6 @@ namespace {
 
 constexpr int rows_per_block = 4, slices = 4, most_threads = 512;
 
-// Gate gradients of the recurrent side: columns [first, first + gates).
-template <class Cell>
-constexpr int first_h_column = Cell::h_column(0);
-
 // V elements of T, in one load.
 template <class T>
 struct alignas(16) Pack {
@@ -222,14 +218,6 @@ size_t forward_bytes(const Sizes& n) {
 template <class T, class Cell>
 size_t backward_bytes(const Sizes& n) {
   return shared_bytes<T>(1, Cell::gates * int(n.H), int(n.H));
-}
-
-// As by_dtype, but for double.
-template <class F>
-void by_short_dtype(Dtype dtype, F&& f) {
-  if (dtype == Dtype::F32) f(float());
-  if (dtype == Dtype::F16) f(Half());
-  if (dtype == Dtype::BF16) f(BFloat16());
 }
 
 }  // namespace

@@ -73,6 +73,10 @@ struct BackwardOperands {
   }
 };
 
+// Gate gradients of the recurrent side: columns [first, first + gates).
+template <class Cell>
+constexpr int first_h_column = Cell::h_column(0);
+
 // Zeros where a forward step finds its row at rest.
 template <class T>
 BIRNN_DEVICE void write_zeros(T* to, int64_t stride, int count) {
@@ -98,6 +102,14 @@ void by_dtype(Dtype dtype, F&& f) {
     case Dtype::BF16:
       return f(BFloat16());
   }
+}
+
+// The same but for double, for kernels that do not have it: then f is not called.
+template <class F>
+void by_short_dtype(Dtype dtype, F&& f) {
+  if (dtype == Dtype::F32) f(float());
+  if (dtype == Dtype::F16) f(Half());
+  if (dtype == Dtype::BF16) f(BFloat16());
 }
 
 template <class F>

@@ -22,7 +22,7 @@ namespace {
 
 // What one direction has between its steps and chunks.
 struct Direction {
-  at::Tensor pre[2], rec, h, c, u, projected;
+  at::Tensor pre[2], rec, h, c, u, projected, exchange;
   at::Tensor w_hh_t, w_hr_t;
   Mark ready[2], done[2];  // pre[k] is written; pre[k] has been read
   ForwardChunk args;
@@ -33,8 +33,9 @@ class ForwardPass {
   ForwardPass(const LayerTensors& layer, const at::Tensor& output, const at::Tensor& h_n, const at::Tensor& c_n,
               const at::Tensor& saved)
       : l(layer), n(layer.n), h_n(h_n), c_n(c_n), GH(cell_facts[l.mode].gates * n.H) {
-    launch = {dtype_of(l.input), l.mode, nullptr};
-    block = use_block(n, false, launch);
+    launch = {dtype_of(l.input.scalar_type()), l.mode, nullptr};
+    tier = choose_tier(n, false, launch);
+    if (tier == Tier::spread) plan = spread_plan(n, false, launch);
     steps = chunk_steps(n, cell_facts[l.mode].gates, l.input);
     chunks = (n.T + steps - 1) / steps;
     const auto options = l.input.options().requires_grad(false), wide = options.dtype(wide_type(l.input));
@@ -43,7 +44,8 @@ class ForwardPass {
       for (int k = 0; k < (chunks > 1 ? 2 : 1); ++k) m.pre[k] = at::empty({steps * n.B, GH}, wide);
       m.h = at::empty({n.B, n.P}, options);
       if (cell_facts[l.mode].states == 2) m.c = at::empty({n.B, n.H}, wide);
-      if (!block) m.rec = at::empty({n.B, GH}, wide), m.w_hh_t = l.w_hh[d].t();
+      if (tier == Tier::stepwise) m.rec = at::empty({n.B, GH}, wide), m.w_hh_t = l.w_hh[d].t();
+      if (tier == Tier::spread) m.exchange = exchange_memory(n, false, launch, options);
       if (n.projected) {
         m.u = at::empty({n.B, n.H}, options), m.projected = at::empty({n.B, n.P}, wide);
         m.w_hr_t = l.w_hr[d].t();
@@ -57,6 +59,7 @@ class ForwardPass {
       a.u = mutable_address(m.u), a.projected = address(m.projected);
       a.y = mutable_address(output, d * n.P);
       a.y_t = time_stride(output, l.batch_first), a.y_b = batch_stride(output, l.batch_first);
+      if (m.exchange.defined()) a.exchange = exchange_in(m.exchange), a.plan = plan;
       if (saved.numel()) a.saved = mutable_address(saved, d * n.T * n.B * cell_facts[l.mode].saved * n.H);
     }
     if (!as_matrix(l.input, l.batch_first, 0, n.T).defined()) rows = at::empty({steps * n.B, n.I}, options);
@@ -67,6 +70,7 @@ class ForwardPass {
     for (int d = 0; d < n.D; ++d) {
       start(address(l.h0, d * n.B * n.P), direction[d].args.h, false, n.B * n.P, on(pair, d));
       if (direction[d].args.c) start(address(l.c0, d * n.B * n.H), direction[d].args.c, true, n.B * n.H, on(pair, d));
+      if (direction[d].exchange.defined()) clear_exchange(direction[d].exchange, pair.handle(d));
     }
     project(pair, 0);
     for (int64_t k = 0; k < chunks; ++k) {
@@ -88,7 +92,8 @@ class ForwardPass {
   const at::Tensor &h_n, &c_n;
   const int64_t GH;
   Launch launch;
-  bool block;
+  Tier tier;
+  Plan plan = {};
   int64_t steps, chunks;
   Direction direction[2];
   at::Tensor rows;  // the chunk's input rows, where they do not lie in memory as a matrix
@@ -126,10 +131,11 @@ class ForwardPass {
       count = t.end - t.begin;
       m.args.t_begin = t.begin, m.args.t_end = t.end, m.args.pre = address(m.pre[k % 2]);
       pair.wait(d, m.ready[k % 2]);
-      if (block) forward_block(m.args, on(pair, d));
+      if (tier == Tier::block) forward_block(m.args, on(pair, d));
+      if (tier == Tier::spread) forward_spread(m.args, on(pair, d));
     }
     // Step by step in turn, so that neither stream waits until the other's steps are all enqueued.
-    for (int64_t s = 0; !block && s < count; ++s) {
+    for (int64_t s = 0; tier == Tier::stepwise && s < count; ++s) {
       for (int d = 0; d < n.D; ++d) step(pair, d, d == 0 ? direction[d].args.t_begin + s : direction[d].args.t_end - 1 - s);
     }
     for (int d = 0; d < n.D; ++d) direction[d].done[k % 2] = pair.mark(d);
@@ -148,9 +154,10 @@ class ForwardPass {
 
 // Runs the checked layer; h_n and c_n are contiguous and get the final states at their beginning.
 std::tuple<at::Tensor, at::Tensor> run(LayerTensors& l, bool train, const at::Tensor& h_n, const at::Tensor& c_n) {
-  dtype_of(l.input);
   const auto type = l.input.scalar_type();
+  dtype_of(type);
   use_device(l.input.device().index());
+  check_alarm();
   make_dense(l);
   const auto options = l.input.options().requires_grad(false);
   const at::Tensor output = at::empty(output_shape(l), options);

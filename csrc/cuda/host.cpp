@@ -2,6 +2,7 @@
 #include "host.h"
 
 #include <ATen/ops/as_strided.h>
+#include <ATen/ops/empty.h>
 
 #include <algorithm>
 #include <cstdlib>
@@ -29,8 +30,8 @@ Columns columns_of(Mode mode) {
   }
 }
 
-Dtype dtype_of(const at::Tensor& input) {
-  switch (input.scalar_type()) {
+Dtype dtype_of(at::ScalarType dtype) {
+  switch (dtype) {
     case at::kFloat:
       return Dtype::F32;
     case at::kDouble:
@@ -40,7 +41,7 @@ Dtype dtype_of(const at::Tensor& input) {
     case at::kBFloat16:
       return Dtype::BF16;
     default:
-      TORCH_CHECK(false, "input: the CUDA kernels are for dtypes Float, Double, Half and BFloat16, got ", input.scalar_type());
+      TORCH_CHECK(false, "input: the CUDA kernels are for dtypes Float, Double, Half and BFloat16, got ", dtype);
   }
 }
 
@@ -90,16 +91,68 @@ int64_t chunk_steps(const Sizes& n, int64_t columns, const at::Tensor& input) {
   return std::clamp<int64_t>(bytes / step, 1, n.T);
 }
 
-bool use_block(const Sizes& n, bool backward, const Launch& launch) {
-  const char* text = std::getenv("BIRNN_CUDA_TIER");
-  const std::string tier = text && *text ? text : "auto";
-  TORCH_CHECK_VALUE(tier == "auto" || tier == "stepwise" || tier == "block",
-                    "BIRNN_CUDA_TIER: expected auto, stepwise or block, got '", tier, "'");
-  const bool fits = tier != "stepwise" && block_fits(n, backward, launch);
-  TORCH_CHECK(tier != "block" || fits, "BIRNN_CUDA_TIER=block: the recurrent weights of H = ", n.H,
-              " do not fit into a block's ", "shared memory, the rows of B = ", n.B,
+namespace {
+
+std::string environment(const char* name, const char* otherwise) {
+  const char* text = std::getenv(name);
+  return text && *text ? text : otherwise;
+}
+
+// From about here on a product over the whole GPU per step is faster than one in each block: an estimate.
+bool small_enough_to_spread(const Sizes& n) { return n.B * n.H <= 100'000; }
+
+}  // namespace
+
+Tier choose_tier(const Sizes& n, bool backward, const Launch& launch) {
+  const std::string tier = environment("BIRNN_CUDA_TIER", "auto"), persistent = environment("BIRNN_PERSISTENT", "0");
+  TORCH_CHECK_VALUE(tier == "auto" || tier == "stepwise" || tier == "block" || tier == "spread",
+                    "BIRNN_CUDA_TIER: expected auto, stepwise, block or spread, got '", tier, "'");
+  TORCH_CHECK_VALUE(persistent == "0" || persistent == "1", "BIRNN_PERSISTENT: expected 0 or 1, got '", persistent, "'");
+  const bool any = tier == "auto";
+  const bool wanted = tier == "spread" || (any && persistent == "1" && small_enough_to_spread(n));
+  if (wanted && spread_plan(n, backward, launch).units) return Tier::spread;
+  TORCH_CHECK(tier != "spread", "BIRNN_CUDA_TIER=spread: the recurrent weights of H = ", n.H, " with B = ", n.B,
+              " rows do not fit into the shared memory of the device, or the layer is float64 or has a projection");
+  if ((any || tier == "block") && block_fits(n, backward, launch)) return Tier::block;
+  TORCH_CHECK(tier != "block", "BIRNN_CUDA_TIER=block: the recurrent weights of H = ", n.H, " do not fit into a block's ",
+              "shared memory, the rows of B = ", n.B,
               " not onto the device at once, or the layer is float64 or has a projection");
-  return fits;
+  return Tier::stepwise;
+}
+
+std::tuple<std::string, std::string> describe_tier(c10::string_view mode, at::ScalarType dtype, int64_t B, int64_t H, int64_t D,
+                                                   bool projected, bool backward, int64_t device) {
+  constexpr const char* names[] = {"stepwise", "block", "spread"};
+  use_device(int(device));
+  for (int m = 0; m < MODE_COUNT; ++m) {
+    if (mode != cell_facts[m].name) continue;
+    const Launch launch = {dtype_of(dtype), Mode(m), nullptr};
+    const Sizes n = {1, B, 1, H, H, D, projected};
+    const Tier tier = choose_tier(n, backward, launch);
+    return {names[int(tier)], tier == Tier::spread ? describe(spread_plan(n, backward, launch), backward, launch) : ""};
+  }
+  TORCH_CHECK_VALUE(false, "mode: expected the name of a cell, got '", mode, "'");
+}
+
+at::Tensor exchange_memory(const Sizes& n, bool backward, const Launch& launch, const at::TensorOptions& options) {
+  return at::empty({spread_words(n, backward, launch)}, options.dtype(at::kLong));
+}
+
+Exchange exchange_in(const at::Tensor& memory) {
+  auto* words = static_cast<uint64_t*>(memory.data_ptr());
+  // About two seconds, if a look takes half a microsecond: an estimate.
+  const int64_t patience = std::strtoll(environment("BIRNN_CUDA_PATIENCE", "4000000").c_str(), nullptr, 10);
+  return {words, words + memory.numel() - 1, alarm(), patience};
+}
+
+void clear_exchange(const at::Tensor& memory, void* stream) {
+  start(nullptr, memory.data_ptr(), false, 2 * memory.numel(), {Dtype::F32, RNN_TANH, stream});  // zeros of 4 bytes
+}
+
+void check_alarm() {
+  TORCH_CHECK(!take_alarm(),
+              "birnn_ext: a persistent kernel of an earlier call gave up waiting for another of its blocks, and ",
+              "filled what was left of its results with NaN. Leave BIRNN_PERSISTENT=1 out, and please report it.");
 }
 
 }  // namespace cuda

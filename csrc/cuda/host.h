@@ -4,6 +4,7 @@
 
 #include <ATen/core/Tensor.h>
 
+#include <string>
 #include <tuple>
 
 #include "../cells/facts.h"
@@ -31,7 +32,7 @@ struct Columns {
 Columns columns_of(Mode mode);
 
 // Throws for a dtype without kernels.
-Dtype dtype_of(const at::Tensor& input);
+Dtype dtype_of(at::ScalarType dtype);
 at::ScalarType wide_type(const at::Tensor& input);  // what is accumulated in: kernels.h, A
 
 // Copies of tensors whose layout no kernel takes: features must be contiguous in input, output and their gradients, and all of
@@ -60,9 +61,25 @@ Times chunk(int64_t k, int64_t steps, int64_t T, bool upwards);
 // Steps of a chunk whose gate values fill about 16 MiB (BIRNN_CUDA_CHUNK_BYTES), which bounds the memory beside the results.
 int64_t chunk_steps(const Sizes& n, int64_t columns, const at::Tensor& input);
 
-// Whether the block kernels run, where BIRNN_CUDA_TIER leaves the choice ("auto", the default) or asks for them ("block", an
-// error if they do not fit), or the stepwise ones ("stepwise").
-bool use_block(const Sizes& n, bool backward, const Launch& launch);
+// Which kernels run (kernels.h). BIRNN_CUDA_TIER leaves the choice ("auto", the default) or names one: an error if it does not
+// fit. Left the choice, spread is taken under BIRNN_PERSISTENT=1 only, then wherever it fits: it has run on no GPU yet.
+enum class Tier { stepwise, block, spread };
+Tier choose_tier(const Sizes& n, bool backward, const Launch& launch);
+
+// The op that says which it would be ("stepwise", "block" or "spread"), and more in words, or nothing.
+#define BIRNN_TIER_SCHEMA \
+  "cuda_tier(str mode, ScalarType dtype, int B, int H, int D, bool projected, bool backward, int device) -> (str, str)"
+std::tuple<std::string, std::string> describe_tier(c10::string_view mode, at::ScalarType dtype, int64_t B, int64_t H, int64_t D,
+                                                   bool projected, bool backward, int64_t device);
+
+// Memory in which the blocks of one direction hand each other what they have computed, and the same as the kernels know it. To be
+// cleared on the direction's stream first.
+at::Tensor exchange_memory(const Sizes& n, bool backward, const Launch& launch, const at::TensorOptions& options);
+Exchange exchange_in(const at::Tensor& memory);
+void clear_exchange(const at::Tensor& memory, void* stream);
+
+// Throws if a kernel of an earlier call has given up; its results are NaN. Nobody waits for the device to find out.
+void check_alarm();
 
 }  // namespace cuda
 }  // namespace birnn

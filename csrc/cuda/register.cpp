@@ -3,6 +3,8 @@
 
 #include "host.h"
 
+TORCH_LIBRARY_FRAGMENT(birnn_ext, m) { m.def(BIRNN_TIER_SCHEMA, &birnn::cuda::describe_tier); }
+
 TORCH_LIBRARY_IMPL(birnn_ext, CUDA, m) {
   m.impl("layer", &birnn::cuda::layer);
   m.impl("layer_into", &birnn::cuda::layer_into);

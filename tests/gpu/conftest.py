@@ -47,8 +47,10 @@ def no_tf32():
     torch.backends.cudnn.rnn.fp32_precision = "ieee"
 
 
-@pytest.fixture(params=["stepwise", "auto"])
+@pytest.fixture(params=["stepwise", "auto", "persistent"])
 def tier(request, monkeypatch):
-    """Runs the test with the stepwise kernels, and with those that the library chooses."""
-    monkeypatch.setenv("BIRNN_CUDA_TIER", request.param)
+    """Runs the test with the stepwise kernels, with those that the library chooses, and with those of many blocks where there
+    are any."""
+    monkeypatch.setenv("BIRNN_CUDA_TIER", "stepwise" if request.param == "stepwise" else "auto")
+    monkeypatch.setenv("BIRNN_PERSISTENT", str(int(request.param == "persistent")))
     return request.param

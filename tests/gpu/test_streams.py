@@ -198,6 +198,21 @@ def test_memory_is_bounded(tier, train):
     assert used < output.numel() * 4 + saved + 80 * 2**20
 
 
+@pytest.mark.parametrize("mode", ["GRU", "LSTM"])
+def test_a_block_that_gives_up_is_an_error_at_the_next_call(mode, monkeypatch):
+    """Nobody waits for the device to find out; until then the results are NaN. Here a block gives up at its first vain look."""
+    monkeypatch.setenv("BIRNN_CUDA_TIER", "spread")
+    problem = on_gpu.to(problems.typical(mode, T=100, B=8, H=256)).detach()
+    expected = problems.results(problem)
+    with monkeypatch.context() as hasty:
+        hasty.setenv("BIRNN_CUDA_PATIENCE", "1")
+        assert problems.results(problem)[0].isnan().any()
+        torch.cuda.synchronize()
+    with pytest.raises(RuntimeError, match="a persistent kernel of an earlier call gave up"):
+        problems.results(problem)
+    assert all(torch.equal(a, b) for a, b in zip(problems.results(problem), expected, strict=True))
+
+
 def test_random_state_is_left_alone(tier):
     before = torch.cuda.get_rng_state()
     on_gpu.run(problems.small())

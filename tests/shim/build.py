@@ -1,6 +1,7 @@
 """Compiles the CUDA backend with g++ against the shim, into build/shim, where only what has changed is compiled again."""
 
 import os
+import shutil
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -12,21 +13,33 @@ SHIM = Path(__file__).resolve().parent
 ROOT = SHIM.parents[1]
 CSRC = ROOT / "csrc"
 OUT = ROOT / "build/shim"
-FLAGS = ["-std=c++20", "-O1", "-g0", "-fPIC", "-Wall", "-Wextra", "-Wno-unknown-pragmas", f"-I{SHIM}", f"-I{CSRC}"]
-KERNELS = [CSRC / f"cuda/{name}.cu" for name in ("stepwise", "rows", "block")]
+FLAGS = ["-std=c++20", "-O1", "-g0", "-fPIC", "-Wall", "-Wextra", "-Wno-unknown-pragmas"]
+KERNELS = [CSRC / f"cuda/{name}.cu" for name in ("stepwise", "rows", "block", "spread")]
 HOST = [CSRC / f"cuda/{name}.cpp" for name in ("host", "forward", "backward")]
 
 
-def compile_all(sources, folder, flags):
+def compile_all(sources, folder, flags, csrc=CSRC):
     """Objects of the sources, two compilers at a time; those newer than every header are kept."""
     folder.mkdir(parents=True, exist_ok=True)
-    headers = [*CSRC.rglob("*.h"), *SHIM.rglob("*.h"), Path(__file__), Path(torch.__file__)]
+    headers = [*csrc.rglob("*.h"), *SHIM.rglob("*.h"), Path(__file__), Path(torch.__file__)]
     newest = max(path.stat().st_mtime for path in headers)
 
     def one(source):
         made = folder / f"{source.stem}.o"
         if not made.exists() or made.stat().st_mtime < max(newest, source.stat().st_mtime):
-            command = [os.environ.get("CXX", "g++"), *FLAGS, *flags, "-x", "c++", "-c", str(source), "-o", str(made)]
+            command = [
+                os.environ.get("CXX", "g++"),
+                *FLAGS,
+                f"-I{SHIM}",
+                f"-I{csrc}",
+                *flags,
+                "-x",
+                "c++",
+                "-c",
+                str(source),
+                "-o",
+                str(made),
+            ]
             done = subprocess.run(command, capture_output=True, text=True, timeout=300)
             assert done.returncode == 0, done.stderr
         return made
@@ -53,7 +66,23 @@ def library():
 
 
 def race():
-    """A program that runs the block kernels under ThreadSanitizer."""
+    """A program that runs the block and spread kernels under ThreadSanitizer."""
     flags = [f"-isystem{path}" for path in cpp_extension.include_paths()] + ["-DBIRNN_SHIM_THREADS", "-fsanitize=thread", "-g"]
-    objects = compile_all([CSRC / "cuda/block.cu", SHIM / "race.cpp"], OUT / "race", flags)
+    objects = compile_all([CSRC / "cuda/block.cu", CSRC / "cuda/spread.cu", SHIM / "race.cpp"], OUT / "race", flags)
     return link(objects, OUT / "race/race", ["-fsanitize=thread", "-pthread"])
+
+
+def mutant(name, changes):
+    """The same program on fibers, from sources in which pieces of text are replaced: {file: (old, new)}."""
+    folder = OUT / "mutants" / name
+    flags = [f"-isystem{path}" for path in cpp_extension.include_paths()]
+    sources = folder / "csrc"
+    shutil.copytree(CSRC, sources, dirs_exist_ok=True)
+    for file, (old, new) in changes.items():
+        text = (CSRC / file).read_text()
+        assert text.count(old) == 1, f"{file}: {old!r} stands there {text.count(old)} times"
+        (sources / file).write_text(text.replace(old, new))
+    objects = compile_all(
+        [sources / "cuda/block.cu", sources / "cuda/spread.cu", SHIM / "race.cpp"], folder, flags, csrc=sources
+    )
+    return link(objects, folder / "race", [])

@@ -1,11 +1,12 @@
-// Runs a kernel on the CPU: the threads of a block, its barrier, the shuffles of its warps, and streams that are drained in a
-// random order. Two engines for the threads: fibers, switched in an order that a seed decides (the default), and threads of the
-// operating system (BIRNN_SHIM_THREADS), which ThreadSanitizer understands.
+// Runs a kernel on the CPU: the threads of a block, its barrier, the shuffles of its warps, blocks that run at the same time, and
+// streams that are drained in a random order. Two engines for the threads: fibers, switched in an order that a seed decides (the
+// default), and threads of the operating system (BIRNN_SHIM_THREADS), which ThreadSanitizer understands.
 //
 // It finds wrong indices, wrong order and missing barriers. It cannot find a missing memory fence, and it says nothing about time.
 #pragma once
 
 #include <algorithm>
+#include <cmath>
 #include <cstddef>
 #include <cstdint>
 #include <cstdlib>
@@ -33,13 +34,18 @@ struct Dim {
   unsigned x, y;
 };
 
+// What a lane hands to the tensor cores.
+struct Operands {
+  uint32_t a[4], b[2];
+};
+
 // One block at work, and the thread of it that runs at the moment.
 struct Block;
 struct Thread {
   Block* block;
   Dim index;
   int number;
-  int64_t barriers = 0, shuffles = 0;
+  int64_t barriers = 0, shuffles = 0, votes = 0;
 };
 
 #ifdef BIRNN_SHIM_THREADS
@@ -52,118 +58,175 @@ struct Block {
   Dim index, size;
   std::vector<std::max_align_t> shared;
   std::vector<Thread> threads;
-  std::vector<float> slots[2];  // of the shuffles, in turns
+  std::vector<float> slots[2];        // of the shuffles, in turns
+  std::vector<char> votes[2];         // of `any`, in turns
+  std::vector<Operands> operands[2];  // of the tensor cores, in turns with the shuffles
+
+  Block(Dim index, Dim size, size_t shared_bytes)
+      : index(index), size(size), shared(shared_bytes / sizeof(std::max_align_t) + 1) {
+    // Shared memory holds anything when a block starts.
+    std::fill_n(reinterpret_cast<float*>(shared.data()), shared_bytes / sizeof(float), NAN);
+    const int count = int(size.x * size.y);
+    for (int t = 0; t < count; ++t) threads.push_back({this, {unsigned(t) % size.x, unsigned(t) / size.x}, t});
+    for (std::vector<float>& slot : slots) slot.assign(size_t(count), NAN);
+    for (std::vector<char>& vote : votes) vote.assign(size_t(count), 0);
+    for (std::vector<Operands>& all_of : operands) all_of.resize(size_t(count));
+    make_engine();
+  }
 
   // A barrier that a mutant leaves out (BIRNN_SHIM_SKIP_BARRIER: the how-manieth).
   bool skipped() const { return me->barriers++ == setting("BIRNN_SHIM_SKIP_BARRIER", -1); }
 
+  int count() const { return int(threads.size()); }
+  int warps() const { return (count() + 31) / 32; }
+  int members(int warp) const { return std::min(32, count() - warp * 32); }
+
+  bool any(bool so) {
+    // Two sets of votes in turns: nobody is two of these barriers ahead of another.
+    std::vector<char>& vote = votes[me->votes++ & 1];
+    vote[size_t(me->number)] = so;
+    wait();
+    return std::find(vote.begin(), vote.end(), 1) != vote.end();
+  }
+
+  float exchange(float x, int mask) {
+    // Two sets of slots in turns: nobody is two shuffles ahead of a neighbour.
+    std::vector<float>& slot = slots[me->shuffles++ & 1];
+    slot[size_t(me->number)] = x;
+    wait_warp();
+    return slot[size_t(me->number ^ mask)];
+  }
+
+  // The operands of this lane's warp, lane by lane.
+  const Operands* gather(const Operands& own) {
+    std::vector<Operands>& of_all = operands[me->shuffles++ & 1];
+    of_all[size_t(me->number)] = own;
+    wait_warp();
+    return &of_all[size_t(me->number / 32 * 32)];
+  }
+
 #ifdef BIRNN_SHIM_THREADS
   std::unique_ptr<std::barrier<>> all;
-  std::vector<std::unique_ptr<std::barrier<>>> warps;
+  std::vector<std::unique_ptr<std::barrier<>>> of_warp;
 
+  void make_engine() {
+    all = std::make_unique<std::barrier<>>(count());
+    for (int w = 0; w < warps(); ++w) of_warp.push_back(std::make_unique<std::barrier<>>(members(w)));
+  }
   void wait() {
     if (!skipped()) all->arrive_and_wait();
   }
-  void wait_warp() { warps[me->number / 32]->arrive_and_wait(); }
+  void wait_warp() { of_warp[size_t(me->number / 32)]->arrive_and_wait(); }
+  void pause() { std::this_thread::yield(); }
+#else
+  struct Fiber {
+    ucontext_t context;
+    bool done = false;
+    int64_t* gate = nullptr;  // the counter it waits for, until it has reached `open`
+    int64_t open = 0;
+  };
+  std::vector<Fiber> fibers;
+  int64_t arrived = 0;
+  std::vector<int64_t> arrived_warp;
+  unsigned asleep = 0;  // rounds for which none of its threads runs
 
-  void run(const std::function<void()>& body) {
-    const int count = int(threads.size());
-    all = std::make_unique<std::barrier<>>(count);
-    for (int w = 0; w * 32 < count; ++w) warps.push_back(std::make_unique<std::barrier<>>(std::min(32, count - w * 32)));
-    std::vector<std::thread> running;
-    for (Thread& t : threads) {
+  void make_engine() {
+    fibers = std::vector<Fiber>(threads.size());
+    arrived_warp.assign(size_t(warps()), 0);
+  }
+  void stop(int64_t* counter, int64_t open);
+  void wait() {
+    ++arrived;
+    if (!skipped()) stop(&arrived, me->barriers * count());  // the others need not wait for who skips it
+  }
+  void wait_warp() {
+    const int w = me->number / 32;
+    ++arrived_warp[size_t(w)];
+    stop(&arrived_warp[size_t(w)], me->shuffles * members(w));
+  }
+  void pause();
+#endif
+};
+
+// Runs blocks, all of them at the same time.
+typedef std::vector<std::unique_ptr<Block>> Blocks;
+
+#ifdef BIRNN_SHIM_THREADS
+inline void run(Blocks& blocks, const std::function<void()>& body) {
+  std::vector<std::thread> running;
+  for (auto& block : blocks) {
+    for (Thread& t : block->threads) {
       running.emplace_back([&] {
         me = &t;
         body();
       });
     }
-    for (std::thread& t : running) t.join();
   }
+  for (std::thread& t : running) t.join();
+}
 #else
-  struct Fiber {
-    ucontext_t context;
-    bool done = false;
-    int64_t at = 0;           // points at which it has stopped
-    int64_t* gate = nullptr;  // the counter it waits for, until it has reached `open`
-    int64_t open = 0;
-  };
+inline ucontext_t scheduler;
+inline int64_t rounds = 0;  // in which every thread that can has run up to its next stop
+inline const std::function<void()>* body_of_all;
+
+inline void Block::stop(int64_t* counter, int64_t open) {
+  Fiber& f = fibers[size_t(me->number)];
+  f.gate = counter, f.open = open;
+  Thread* self = me;
+  swapcontext(&f.context, &scheduler);
+  me = self;
+}
+
+inline void Block::pause() { stop(&rounds, rounds + 4); }
+
+inline void enter() {
+  Thread* self = me;
+  (*body_of_all)();
+  self->block->fibers[size_t(self->number)].done = true;
+}
+
+inline void run(Blocks& blocks, const std::function<void()>& body) {
   static constexpr size_t stack_bytes = 64 * 1024;
-  std::vector<Fiber> fibers;
-  ucontext_t scheduler;
-  int64_t arrived = 0;
-  std::vector<int64_t> arrived_warp;
-  const std::function<void()>* body;
-
-  void stop(int64_t& counter, int64_t calls, int64_t members) {
-    Fiber& f = fibers[size_t(me->number)];
-    f.gate = &counter, f.open = calls * members;
-    ++counter;
-    Thread* self = me;
-    swapcontext(&f.context, &scheduler);
-    me = self;
+  static std::vector<std::vector<char>> stacks;  // kept from run to run
+  static std::mt19937 random(unsigned(setting("BIRNN_SHIM_SEED", 0)));
+  body_of_all = &body;
+  std::vector<Thread*> order;
+  for (auto& block : blocks) {
+    for (Thread& t : block->threads) order.push_back(&t);
   }
-  void wait() {
-    if (skipped()) {
-      ++arrived;  // the others must not wait for it
-      return;
-    }
-    stop(arrived, me->barriers, int64_t(threads.size()));
+  while (stacks.size() < order.size()) stacks.emplace_back(stack_bytes);
+  for (size_t i = 0; i < order.size(); ++i) {
+    Block::Fiber& f = order[i]->block->fibers[size_t(order[i]->number)];
+    getcontext(&f.context);
+    f.context.uc_stack = {stacks[i].data(), 0, stack_bytes};
+    f.context.uc_link = &scheduler;
+    makecontext(&f.context, &enter, 0);
   }
-  void wait_warp() {
-    const int w = me->number / 32, members = std::min(32, int(threads.size()) - w * 32);
-    stop(arrived_warp[size_t(w)], ++me->shuffles, members);
-  }
-
-  static void enter() {
-    Block* b = me->block;
-    Thread* self = me;
-    (*b->body)();
-    b->fibers[size_t(self->number)].done = true;
-  }
-
-  void run(const std::function<void()>& what) {
-    static thread_local std::vector<std::vector<char>> stacks;
-    const size_t count = threads.size();
-    while (stacks.size() < count) stacks.emplace_back(stack_bytes);
-    body = &what;
-    fibers = std::vector<Fiber>(count);
-    arrived_warp.assign(count / 32 + 1, 0);
-    for (size_t i = 0; i < count; ++i) {
-      getcontext(&fibers[i].context);
-      fibers[i].context.uc_stack = {stacks[i].data(), 0, stack_bytes};
-      fibers[i].context.uc_link = &scheduler;
-      makecontext(&fibers[i].context, &Block::enter, 0);
-    }
-    static std::mt19937 random(unsigned(setting("BIRNN_SHIM_SEED", 0)));
-    std::vector<size_t> order(count);
-    for (size_t i = 0; i < count; ++i) order[i] = i;
-    for (bool moved = true; moved;) {
-      moved = false;
-      std::shuffle(order.begin(), order.end(), random);
-      for (size_t i : order) {
-        Fiber& f = fibers[i];
-        if (f.done || (f.gate && *f.gate < f.open)) continue;
-        me = &threads[i], moved = true;
-        swapcontext(&scheduler, &f.context);
+  for (bool moved = true; moved;) {
+    ++rounds, moved = false;
+    // Now and then a block falls behind the others.
+    for (auto& block : blocks) {
+      if (block->asleep) {
+        --block->asleep;
+      } else if (blocks.size() > 1 && random() % 8 == 0) {
+        block->asleep = random() % 16;
       }
+      if (block->asleep) moved = true;
     }
-    for (const Fiber& f : fibers) {
-      if (!f.done) std::abort();  // a barrier that not all threads reach
+    std::shuffle(order.begin(), order.end(), random);
+    for (Thread* t : order) {
+      Block::Fiber& f = t->block->fibers[size_t(t->number)];
+      moved = moved || (!f.done && f.gate == &rounds);
+      if (t->block->asleep || f.done || (f.gate && *f.gate < f.open)) continue;
+      me = t, moved = true;
+      swapcontext(&scheduler, &f.context);
     }
   }
-#endif
-
-  float exchange(float x, int mask) {
-    // Two sets of slots in turns: nobody is two shuffles ahead of a neighbour.
-    std::vector<float>& slot = slots[me->shuffles & 1];
-#ifdef BIRNN_SHIM_THREADS
-    ++me->shuffles;
-#endif
-    slot[size_t(me->number)] = x;
-    wait_warp();
-    return slot[size_t(me->number ^ mask)];
+  for (Thread* t : order) {
+    if (!t->block->fibers[size_t(t->number)].done) std::abort();  // a barrier that not all threads reach
   }
-};
+}
+#endif
 
 // A stream: what was enqueued, in order. `drain` runs all streams that belong together, whichever may go next.
 struct Event {

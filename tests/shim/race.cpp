@@ -1,6 +1,11 @@
-// Runs the block kernels with a thread of the operating system for every thread of a block, for ThreadSanitizer to watch: it
-// reports what two threads touch with no barrier between. Numbers are test_backend.py's business. No torch library is linked.
+// Runs the kernels of one and of many blocks without any torch library and prints a number for all that they have written, which
+// is the same in every order of threads. With a thread of the operating system for every thread of a block (BIRNN_SHIM_THREADS)
+// ThreadSanitizer watches: it reports what two threads touch with no barrier between. With fibers, mutants of the exchange are
+// found out. Whether the numbers are right is test_backend.py's business.
+#include <c10/util/Half.h>
+
 #include <cstdio>
+#include <cstring>
 
 #include "cuda/kernels.h"
 #include "engine.h"
@@ -8,36 +13,85 @@
 using namespace birnn;
 using namespace birnn::cuda;
 
-int main() {
-  const int64_t T = 3, B = 5, H = 9;  // two warps a block, two blocks
-  const int64_t lengths[] = {3, 2, 0, 1, 3};
-  for (const Mode mode : {GRU, LSTM}) {
-    const int64_t G = mode == GRU ? 3 : 4, C = 4, S = mode == GRU ? 4 : 5;
-    std::mt19937 random(1);
-    const auto numbers = [&](int64_t count) {
-      std::vector<float> v(static_cast<size_t>(count));
-      for (float& x : v) x = float(random() % 2001) / 1000 - 1;
-      return v;
-    };
-    for (int dir = 0; dir < 2; ++dir) {
-      std::vector<float> pre = numbers(T * B * G * H), w = numbers(G * H * H), b = numbers(G * H), h = numbers(B * H);
-      std::vector<float> c = numbers(B * H), y = numbers(T * B * H), saved = numbers(T * B * S * H), dy = numbers(T * B * H);
-      std::vector<float> carry = numbers(B * H), dc = numbers(B * H), dg = numbers(T * B * C * H);
-      std::vector<shim::Queue> queues(1);
-      const Launch launch = {Dtype::F32, mode, &queues[0]};
-      ForwardChunk f = {};
-      f.n = {T, B, 1, H, H, 1, false}, f.dir = dir, f.t_end = T, f.lengths = lengths;
-      f.pre = pre.data(), f.w_hh = w.data(), f.b_ih = b.data(), f.b_hh = b.data(), f.h = h.data(), f.c = c.data();
-      f.y = y.data(), f.y_t = B * H, f.y_b = H, f.saved = saved.data();
-      forward_block(f, launch);
-      BackwardChunk q = {};
-      q.n = f.n, q.dir = dir, q.t_end = T, q.lengths = lengths, q.saved = saved.data(), q.y = y.data(), q.y_t = B * H,
-      q.y_b = H;
-      q.dy = dy.data(), q.dy_t = B * H, q.dy_b = H, q.w_hh = w.data();
-      q.carry = carry.data(), q.dc = dc.data(), q.dg = dg.data();
-      backward_block(q, launch);
-      shim::drain(queues);
+namespace {
+
+struct Hash {
+  uint64_t value = 14695981039346656037u;  // FNV-1a
+
+  template <class T>
+  void add(const std::vector<T>& numbers) {
+    for (const T x : numbers) {
+      uint32_t bits = 0;
+      std::memcpy(&bits, &x, sizeof(x));
+      value = (value ^ bits) * 1099511628211u;
     }
   }
-  std::puts("ran");
+};
+
+struct Room {
+  std::vector<uint64_t> words;
+
+  Exchange exchange(int64_t count) {
+    words.assign(size_t(count), 0);
+    return {words.data(), words.data() + count - 1, alarm(), shim::setting("BIRNN_CUDA_PATIENCE", 1'000'000'000)};
+  }
+};
+
+std::mt19937 random_numbers(1);
+template <class T>
+std::vector<T> numbers(int64_t count) {
+  std::vector<T> v(static_cast<size_t>(count));
+  for (T& x : v) x = T(float(random_numbers() % 2001) / 1000 - 1);
+  return v;
+}
+
+// Both passes of one direction. More steps than two turns of the slots; spread: so few rows that they are one group in three parts.
+template <class T>
+void run(Hash& hash, Mode mode, int dir, bool spread) {
+  const int64_t steps = 6, B = !spread ? 5 : sizeof(T) == 4 ? 2 : 1, H = 9;
+  const int64_t lengths[] = {5, 2, 0, 1, 5};
+  const int64_t G = mode == GRU ? 3 : 4, C = 4, S = mode == GRU ? 4 : 5;
+  std::vector<T> w = numbers<T>(G * H * H), b = numbers<T>(G * H), h = numbers<T>(B * H), y = numbers<T>(steps * B * H);
+  std::vector<T> saved = numbers<T>(steps * B * S * H), dy = numbers<T>(steps * B * H), dg = numbers<T>(steps * B * C * H);
+  std::vector<float> pre = numbers<float>(steps * B * G * H), c = numbers<float>(B * H), carry = c, dc = c;
+  Room there, back;
+  std::vector<shim::Queue> queues(1);
+  const Launch launch = {sizeof(T) == 4 ? Dtype::F32 : Dtype::F16, mode, &queues[0]};
+  ForwardChunk f = {};
+  f.n = {steps, B, 1, H, H, 1, false}, f.dir = dir, f.t_end = steps, f.lengths = lengths;
+  f.pre = pre.data(), f.w_hh = w.data(), f.b_ih = b.data(), f.b_hh = b.data(), f.h = h.data(), f.c = c.data();
+  f.y = y.data(), f.y_t = B * H, f.y_b = H, f.saved = saved.data();
+  f.plan = spread_plan(f.n, false, launch);
+  f.exchange = there.exchange(spread_words(f.n, false, launch));
+  spread ? forward_spread(f, launch) : forward_block(f, launch);
+  BackwardChunk q = {};
+  q.n = f.n, q.dir = dir, q.t_end = steps, q.lengths = lengths, q.saved = saved.data(), q.y = y.data(), q.y_t = B * H,
+  q.y_b = H;
+  q.dy = dy.data(), q.dy_t = B * H, q.dy_b = H, q.w_hh = w.data();
+  q.carry = carry.data(), q.dc = dc.data(), q.dg = dg.data();
+  q.plan = spread_plan(q.n, true, launch);
+  q.exchange = back.exchange(spread_words(q.n, true, launch));
+  spread ? backward_spread(q, launch) : backward_block(q, launch);
+  // With fewer blocks there would be nothing to see.
+  if (spread && (f.plan.groups != 1 || q.plan.groups != 1 || f.plan.splits != 3 || q.plan.splits != 3)) std::abort();
+  shim::drain(queues);
+  for (const auto* written : {&h, &y, &saved, &dg}) hash.add(*written);
+  for (const auto* written : {&c, &carry, &dc}) hash.add(*written);
+}
+
+}  // namespace
+
+int main() {
+  for (const bool spread : {false, true}) {
+    if (!spread && shim::setting("BIRNN_SHIM_SPREAD_ONLY", 0)) continue;
+    Hash hash;
+    for (const Mode mode : {GRU, LSTM}) {
+      for (int dir = 0; dir < 2; ++dir) {
+        run<float>(hash, mode, dir, spread);
+        run<c10::Half>(hash, mode, dir, spread);
+      }
+    }
+    std::printf("%s %016llx%s\n", spread ? "spread" : "block", static_cast<unsigned long long>(hash.value),
+                take_alarm() ? " gave up" : "");
+  }
 }

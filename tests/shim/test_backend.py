@@ -8,6 +8,7 @@ import os
 import random
 import shutil
 from dataclasses import replace
+from itertools import permutations
 
 import compare
 import grids
@@ -23,7 +24,8 @@ pytestmark = [
     pytest.mark.skipif(not shutil.which(os.environ.get("CXX", "g++")), reason="no g++ to compile the shim with"),
 ]
 kinds = pytest.mark.parametrize("kind", problems.KINDS)
-tiers = pytest.mark.parametrize("tier", ["stepwise", "block"])
+TIERS = ("stepwise", "block", "spread")
+tiers = pytest.mark.parametrize("tier", TIERS)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -71,8 +73,10 @@ def check(problem):
 
 
 @pytest.fixture(autouse=True)
-def poison():
-    """Results and buffers hold NaN before they are written; shared memory does so anyway (cuda/seam.h)."""
+def poison(monkeypatch):
+    """Results and buffers hold NaN before they are written; shared memory does so anyway (cuda/seam.h). And blocks that wait
+    for each other in vain give up within seconds."""
+    monkeypatch.setenv("BIRNN_CUDA_PATIENCE", "100000")
     torch.use_deterministic_algorithms(True)
     yield
     torch.use_deterministic_algorithms(False)
@@ -102,15 +106,15 @@ def draw(kind, tier, i):
     return {"kind": kind, "tier": tier, **{name: choose(values) for name, values in AXES.items()}}
 
 
-CASES = [draw(kind, tier, i) for kind in problems.KINDS for tier in ("stepwise", "block") for i in range(14)]
+CASES = [draw(kind, tier, i) for kind in problems.KINDS for tier in TIERS for i in range(14)]
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: grids.name(case).replace("torch.", ""))
 def test_equals_the_reference(case, monkeypatch):
     kind, T, B, H = case["kind"], case["T"], case["B"], case["H"]
-    block = case["tier"] == "block" and case["dtype"] != torch.float64 and kind != "LSTM_PROJ"
+    on_chip = case["dtype"] != torch.float64 and kind != "LSTM_PROJ"
     G = problems.GATES[kind.removesuffix("_PROJ")]
-    monkeypatch.setenv("BIRNN_CUDA_TIER", "block" if block else "stepwise")
+    monkeypatch.setenv("BIRNN_CUDA_TIER", case["tier"] if on_chip else "stepwise")
     monkeypatch.setenv("BIRNN_CUDA_CHUNK_BYTES", str(case["chunk"] * B * max(G, 4) * H * 8))
     check(
         problems.make(
@@ -134,9 +138,7 @@ def test_equals_the_reference(case, monkeypatch):
 @kinds
 def test_parts_of_the_gradient(kind, tier, monkeypatch):
     """Gradients that are not wanted, and results that nobody used."""
-    if kind == "LSTM_PROJ" and tier == "block":
-        tier = "stepwise"
-    monkeypatch.setenv("BIRNN_CUDA_TIER", tier)
+    monkeypatch.setenv("BIRNN_CUDA_TIER", "stepwise" if kind == "LSTM_PROJ" else tier)
     for used in (("output",), ("h_n",), ("c_n",) if kind.startswith("LSTM") else ("h_n",)):
         for wanted in ({"input_grad": False}, {"weight_grad": False}):
             check(problems.small(kind, T=3, lengths=True, used=used, **wanted))
@@ -221,11 +223,11 @@ def test_no_rows(kind):
 def test_tiers_agree(dtype, monkeypatch):
     problem, found = problems.small("LSTM", T=5, B=5, H=9, lengths=True, dtype=dtype), {}
     exact = problems.run(problem.double(), reference.layer)
-    for tier in ("stepwise", "block"):
+    for tier in TIERS:
         monkeypatch.setenv("BIRNN_CUDA_TIER", tier)
         found[tier] = problems.run(problem, layer)
-    compare.check(found["block"], found["stepwise"], exact)
-    compare.check(found["stepwise"], found["block"], exact)
+    for one, other in permutations(TIERS, 2):
+        compare.check(found[one], found[other], exact)
 
 
 @kinds
@@ -253,7 +255,7 @@ def test_tier_is_chosen_by_what_fits(monkeypatch):
             patch.setenv("BIRNN_CUDA_TIER", "auto")
             torch.ops.birnn_shim.layer(*arguments)
     monkeypatch.setenv("BIRNN_CUDA_TIER", "grid")
-    with pytest.raises(ValueError, match="BIRNN_CUDA_TIER: expected auto, stepwise or block, got 'grid'"):
+    with pytest.raises(ValueError, match="BIRNN_CUDA_TIER: expected auto, stepwise, block or spread, got 'grid'"):
         torch.ops.birnn_shim.layer(*arguments)
 
 

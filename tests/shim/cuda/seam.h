@@ -5,7 +5,9 @@
 #include <c10/util/Half.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cmath>
+#include <cstring>
 #include <stdexcept>
 
 #include "../engine.h"
@@ -39,7 +41,15 @@ struct Narrow {
   }
 };
 
+template <class T>
+static inline uint32_t bits_of(T x) {
+  uint32_t bits = 0;
+  std::memcpy(&bits, &x, sizeof(x));
+  return bits;
+}
+
 static inline void block_barrier() { shim::me->block->wait(); }
+static inline bool block_any(bool so) { return shim::me->block->any(so); }
 static inline float exchange(float x, int mask) { return shim::me->block->exchange(x, mask); }
 
 struct Grid {
@@ -47,24 +57,77 @@ struct Grid {
   int threads_x, threads_y;
 };
 
+// Element e of a lane's pairs.
+template <class T>
+static inline float element(const uint32_t* pairs, int e) {
+  const uint16_t bits = uint16_t(pairs[e / 2] >> (e % 2 * 16));
+  T value;
+  std::memcpy(&value, &bits, sizeof(value));
+  return wide(value);
+}
+template <class T>
+static inline void multiply_tile(float (&sum)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+  const shim::Operands* lanes = shim::me->block->gather({{a[0], a[1], a[2], a[3]}, {b[0], b[1]}});
+  const int lane = shim::me->number % 32;
+  for (int i = 0; i < 4; ++i) {
+    const int row = lane / 4 + i / 2 * 8, column = lane % 4 * 2 + i % 2;
+    for (int k = 0; k < 16; ++k) {
+      const int deep = k / 8, at = k % 8 / 2;  // the half of the tile, and the lane among four
+      sum[i] += element<T>(lanes[row % 8 * 4 + at].a + 2 * deep + row / 8, k % 2) *
+                element<T>(lanes[column * 4 + at].b + deep, k % 2);
+    }
+  }
+}
+template <class T>
+bool has_tiles_of() {
+  return !std::is_same<T, BFloat16>::value || shim::setting("BIRNN_SHIM_CAPABILITY", 90) >= 80;
+}
+
+static inline uint64_t load_word(const uint64_t* p) {
+  return std::atomic_ref<uint64_t>(*const_cast<uint64_t*>(p)).load(std::memory_order_relaxed);
+}
+static inline void store_word(uint64_t* p, uint64_t word) {
+  std::atomic_ref<uint64_t>(*p).store(word, std::memory_order_relaxed);
+}
+static inline void store_for_host(uint32_t* p, uint32_t value) {
+  std::atomic_ref<uint32_t>(*p).store(value, std::memory_order_relaxed);
+}
+static inline void let_others_run() { shim::me->block->pause(); }
+
+static inline std::unique_ptr<shim::Block> block_of(const Grid& g, int64_t i, size_t shared_bytes) {
+  return std::make_unique<shim::Block>(shim::Dim{unsigned(i % g.blocks_x), unsigned(i / g.blocks_x)},
+                                       shim::Dim{unsigned(g.threads_x), unsigned(g.threads_y)}, shared_bytes);
+}
+
 template <class Args>
 void launch(void (*kernel)(Args), const Grid& g, size_t shared_bytes, void* stream, const Args& args, const char*) {
   shim::enqueue(stream, [=] {
     for (int64_t i = 0; i < g.blocks_x * g.blocks_y; ++i) {
-      shim::Block block;
-      block.index = {unsigned(i % g.blocks_x), unsigned(i / g.blocks_x)};
-      block.size = {unsigned(g.threads_x), unsigned(g.threads_y)};
-      block.shared.resize(shared_bytes / sizeof(std::max_align_t) + 1);
-      // Shared memory holds anything when a block starts.
-      std::fill_n(reinterpret_cast<float*>(block.shared.data()), shared_bytes / sizeof(float), NAN);
-      const int count = g.threads_x * g.threads_y;
-      for (int t = 0; t < count; ++t) {
-        block.threads.push_back({&block, {unsigned(t % g.threads_x), unsigned(t / g.threads_x)}, t});
-      }
-      for (std::vector<float>& slot : block.slots) slot.assign(size_t(count), NAN);
-      block.run([&] { kernel(args); });
+      std::vector<std::unique_ptr<shim::Block>> one;
+      one.push_back(block_of(g, i, shared_bytes));
+      shim::run(one, [&] { kernel(args); });
     }
   });
+}
+
+// All blocks at once, but for one that never comes where a test wants it so (BIRNN_SHIM_ABSENT_BLOCK).
+template <class Args>
+void launch_together(void (*kernel)(Args), const Grid& g, size_t shared_bytes, void* stream, const Args& args, const char*) {
+  shim::enqueue(stream, [=] {
+    const int64_t absent = shim::setting("BIRNN_SHIM_ABSENT_BLOCK", -1);
+    std::vector<std::unique_ptr<shim::Block>> all;
+    for (int64_t i = 0; i < g.blocks_x * g.blocks_y; ++i) {
+      if (i != absent) all.push_back(block_of(g, i, shared_bytes));
+    }
+    shim::run(all, [&] { kernel(args); });
+  });
+}
+
+inline int multiprocessors() { return int(shim::setting("BIRNN_SHIM_MULTIPROCESSORS", 8)); }
+
+inline uint32_t* new_word_for_host() {
+  static uint32_t word = 0;
+  return &word;
 }
 
 // As on a device with this much shared memory for a block, and this many multiprocessors.

@@ -1,0 +1,209 @@
+"""The kernels of many blocks (csrc/cuda/spread.cu) through the shim, what is theirs alone: they are off unless asked for, the
+ways in which units and rows are spread, and what becomes of a block that never comes. Their numbers: test_backend.py; the
+exchange between blocks: test_race.py, test_protocol.py.
+"""
+
+import os
+import re
+import shutil
+from itertools import product
+
+import problems
+import pytest
+import torch
+
+from shim import build, test_backend
+from shim.test_backend import kinds, layer
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not shutil.which(os.environ.get("CXX", "g++")), reason="no g++ to compile the shim with"),
+]
+poison = test_backend.poison  # buffers hold NaN before they are written
+
+
+@pytest.fixture(scope="module", autouse=True)
+def shim():
+    torch.ops.load_library(build.library())
+    return torch.ops.birnn_shim
+
+
+@pytest.fixture
+def spread(monkeypatch):
+    monkeypatch.setenv("BIRNN_CUDA_TIER", "spread")
+    return monkeypatch
+
+
+def tier(mode="GRU", dtype=torch.float32, B=4, H=300, D=2, projected=False, backward=False):
+    return torch.ops.birnn_shim.cuda_tier(mode, dtype, B, H, D, projected, backward, 0)[0]
+
+
+# ---- the choice ----
+
+
+def test_off_unless_asked_for(monkeypatch):
+    monkeypatch.setenv("BIRNN_SHIM_MULTIPROCESSORS", "132")
+    assert tier() == "stepwise" and tier(H=64) == "block"
+    monkeypatch.setenv("BIRNN_PERSISTENT", "1")
+    assert tier() == tier(H=64) == tier(backward=True) == tier(dtype=torch.bfloat16) == "spread"
+    with monkeypatch.context() as old:
+        old.setenv("BIRNN_SHIM_CAPABILITY", "75")  # whose tensor cores know no bfloat16
+        assert tier(dtype=torch.bfloat16) == "stepwise" and tier(dtype=torch.float16) == "spread"
+    assert tier(B=1000) == "stepwise", "too much for a product in each block"
+    assert tier(dtype=torch.float64) == tier(projected=True, mode="LSTM") == "stepwise"
+    monkeypatch.setenv("BIRNN_CUDA_TIER", "stepwise")
+    assert tier() == "stepwise"
+    monkeypatch.setenv("BIRNN_PERSISTENT", "yes")
+    with pytest.raises(ValueError, match="BIRNN_PERSISTENT: expected 0 or 1, got 'yes'"):
+        tier()
+    with pytest.raises(ValueError, match="mode: expected the name of a cell, got 'TANH'"):
+        tier("TANH")
+
+
+def test_what_is_said_of_it(spread):
+    spread.setenv("BIRNN_SHIM_MULTIPROCESSORS", "132")
+    name, more = torch.ops.birnn_shim.cuda_tier("GRU", torch.float32, 8, 512, 2, False, False, 0)
+    assert name == "spread" and re.fullmatch(r"\d+ blocks a direction, each with \d+ rows, \d+ units and \d+ KiB", more)
+
+
+# (multiprocessors, KiB of shared memory of a block)
+DEVICES = {"H100": (132, 227), "A100": (108, 163), "RTX 4090": (128, 99), "T4": (40, 64)}
+
+
+def pretend(monkeypatch, device):
+    multiprocessors, kilobytes = DEVICES[device]
+    monkeypatch.setenv("BIRNN_SHIM_MULTIPROCESSORS", str(multiprocessors))
+    monkeypatch.setenv("BIRNN_SHIM_BLOCKS", str(multiprocessors))
+    monkeypatch.setenv("BIRNN_SHIM_SHARED_BYTES", str(kilobytes * 1024))
+
+
+def documented():
+    """The table of docs/how/gpu.md, drawn anew."""
+    rows = []
+    for mode, dtype, H, B in product(("GRU", "LSTM"), ("float32", "bfloat16"), (512, 1024), (1, 32)):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("BIRNN_PERSISTENT", "1")
+            pretend(patch, "H100")
+            answers = [
+                torch.ops.birnn_shim.cuda_tier(mode, getattr(torch, dtype), B, H, 2, False, backward, 0)
+                for backward in (False, True)
+            ]
+        said = [
+            re.sub(r"(\d+) blocks .* (\d+) rows, (\d+) units and (\d+) KiB", r"\1 x \2, \3, \4", more)
+            if tier == "spread"
+            else "-"
+            for tier, more in answers
+        ]
+        rows.append(f"| {mode}, {dtype}, H = {H}, B = {B} | {said[0]} | {said[1]} |")
+    return rows
+
+
+def test_the_documented_plans():
+    text = (build.ROOT / "docs/how/gpu.md").read_text()
+    assert [row for row in documented() if row not in text] == []
+
+
+# The largest H, of 128, 256, ..., that is spread: in forward, in backward.
+FITS = {
+    ("H100", "GRU", torch.float32, 1): (1024, 1024),
+    ("H100", "GRU", torch.bfloat16, 32): (1024, 1024),
+    ("H100", "LSTM", torch.float32, 1): (896, 896),
+    ("A100", "LSTM", torch.float16, 8): (896, 768),
+    ("RTX 4090", "GRU", torch.float32, 1): (640, 640),
+    ("T4", "RNN_TANH", torch.float16, 1): (640, 640),
+}
+
+
+@pytest.mark.parametrize("key", FITS, ids=lambda key: "-".join(map(str, key)).replace("torch.", ""))
+def test_how_large_a_layer_may_be(key, spread):
+    device, mode, dtype, B = key
+    pretend(spread, device)
+
+    def fits(H, backward):
+        try:
+            return tier(mode, dtype, B, H, backward=backward) == "spread"
+        except RuntimeError as error:
+            assert f"BIRNN_CUDA_TIER=spread: the recurrent weights of H = {H} with B = {B} rows do not fit" in str(error)
+            return False
+
+    sizes = range(128, 1153, 128)
+    assert tuple(max(H for H in sizes if fits(H, backward)) for backward in (False, True)) == FITS[key]
+
+
+# ---- ways to spread ----
+
+
+@pytest.mark.parametrize("multiprocessors", [2, 3, 7, 26])
+@pytest.mark.parametrize("mode, B, H", [("GRU", 1, 13), ("LSTM", 19, 13), ("RNN_RELU", 37, 5), ("GRU", 3, 40)])
+def test_any_number_of_blocks(spread, mode, B, H, multiprocessors):
+    """From one block for everything, with several passes of eight rows, to a block for every two units."""
+    spread.setenv("BIRNN_SHIM_MULTIPROCESSORS", str(multiprocessors))
+    dtype = torch.float32 if B != 3 else torch.bfloat16
+    lengths = [(5 * b + 3) % 4 for b in range(B)]
+    if multiprocessors < 4 and B == 37:  # 32 rows a block, and one block a direction
+        with pytest.raises(RuntimeError, match="do not fit"):
+            layer_of(problems.make(mode, 3, B, 2, H))
+        return
+    test_backend.check(problems.make(mode, 3, B, 2, H, lengths=lengths, dtype=dtype, state=H != 5))
+
+
+@pytest.mark.parametrize(
+    "mode, dtype, B, H, shared",
+    [("LSTM", torch.float16, 8, 29, 12000), ("GRU", torch.bfloat16, 8, 45, 16000), ("GRU", torch.float32, 19, 45, 36000)],
+)
+def test_gate_by_gate(mode, dtype, B, H, shared, monkeypatch):
+    """Where the gate gradients of all rows do not fit beside the weights."""
+    monkeypatch.setenv("BIRNN_PERSISTENT", "1")
+    monkeypatch.setenv("BIRNN_SHIM_MULTIPROCESSORS", "6")
+    monkeypatch.setenv("BIRNN_SHIM_SHARED_BYTES", str(shared))
+    said = torch.ops.birnn_shim.cuda_tier(mode, dtype, B, H, 2, False, True, 0)[1]
+    assert said.startswith("3 blocks") and said.endswith("gate by gate")
+    test_backend.check(problems.make(mode, 4, B, 2, H, lengths=[(5 * b + 3) % 5 for b in range(B)], dtype=dtype))
+
+
+def layer_of(problem):
+    return problems.results(problem.detach(), layer)
+
+
+@kinds
+def test_same_bits_in_any_order(kind, spread):
+    if kind == "LSTM_PROJ":
+        spread.setenv("BIRNN_CUDA_TIER", "stepwise")
+    problem = problems.small(kind, T=7, B=5, H=9, lengths=True)
+    first = problems.run(problem, layer)
+    assert all(torch.equal(a, b) for _ in range(3) for a, b in zip(problems.run(problem, layer), first, strict=True))
+
+
+# ---- a block that never comes ----
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+@pytest.mark.parametrize("mode", ["GRU", "RNN_RELU"])
+def test_an_absent_block_is_an_error_at_the_next_call(spread, mode, dtype):
+    """And its results are NaN until then, in forward and in backward, over all chunks."""
+    spread.setenv("BIRNN_SHIM_MULTIPROCESSORS", "6")
+    spread.setenv("BIRNN_CUDA_CHUNK_BYTES", "300")
+    problem = problems.make(mode, 6, 1, 4, 9, lengths=[5], dtype=dtype)  # one row: one group, of three blocks
+    expected = problems.run(problem, layer)
+    with spread.context() as broken:
+        broken.setenv("BIRNN_SHIM_ABSENT_BLOCK", "1")
+        broken.setenv("BIRNN_CUDA_PATIENCE", "300")
+        output, h_n = layer_of(problem)
+        at_work = torch.arange(6)[:, None] < problem.lengths
+        here = [0, 1, 2, 3]  # units of the block that came, in the forward direction and in the other
+        assert output[at_work][:, [*here, *(9 + u for u in here)]].isnan().all()
+        assert not output[~at_work][:, here].any() and h_n[..., here].isnan().all()
+    gave_up = "a persistent kernel of an earlier call gave up waiting for another of its blocks"
+    with pytest.raises(RuntimeError, match=gave_up):
+        layer_of(problem)
+    found = problems.run(problem, layer)  # once told, it is over
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+
+    results = problems.results(problem, layer)
+    with spread.context() as broken:
+        broken.setenv("BIRNN_SHIM_ABSENT_BLOCK", "0")
+        broken.setenv("BIRNN_CUDA_PATIENCE", "300")
+        (gradient,) = torch.autograd.grad(results, [problem.input], [c for c in problem.cotangents if c is not None])
+    assert gradient[at_work].isnan().all()
+    with pytest.raises(RuntimeError, match=gave_up):
+        layer_of(problem)
