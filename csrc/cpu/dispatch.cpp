@@ -119,29 +119,14 @@ std::vector<std::string> cell_names() {
   return names;
 }
 
-namespace {
-
-// What the system tells, or a common size where it does not (some virtual machines, aarch64).
-int64_t cache_bytes(int name, int64_t least, int64_t common) {
-  const int64_t found = name < 0 ? 0 : sysconf(name);
-  return found >= least ? found : common;
-}
-
-}  // namespace
-
-#if defined(_SC_LEVEL2_CACHE_SIZE)
-constexpr int level2 = _SC_LEVEL2_CACHE_SIZE, level3 = _SC_LEVEL3_CACHE_SIZE;
-#else
-constexpr int level2 = -1, level3 = -1;
-#endif
-
 int64_t l2_cache_bytes() {
-  static const int64_t bytes = cache_bytes(level2, 128 << 10, 512 << 10);
-  return bytes;
-}
-
-int64_t l3_cache_bytes() {
-  static const int64_t bytes = cache_bytes(level3, 1 << 20, 16 << 20);
+  static const int64_t bytes = [] {
+#if defined(_SC_LEVEL2_CACHE_SIZE)
+    const long found = sysconf(_SC_LEVEL2_CACHE_SIZE);
+    if (found >= 128 * 1024) return int64_t(found);
+#endif
+    return int64_t(512 * 1024);  // not told (some virtual machines, aarch64): a common size
+  }();
   return bytes;
 }
 

@@ -74,8 +74,16 @@ void make_dense(LayerTensors& l) {
   for (int d = 0; d < l.n.D; ++d) {
     for (at::Tensor* w : {&l.w_ih[d], &l.w_hh[d], &l.b_ih[d], &l.b_hh[d], &l.w_hr[d]}) *w = contiguous(*w);
   }
-  if (!l.lengths.defined() || l.lengths.dim() == 2) return;  // numbers of episodes may be any
+  if (!l.lengths.defined()) return;
   const int64_t* lengths = l.lengths.const_data_ptr<int64_t>();
+  if (l.lengths.dim() == 2) {  // numbers of episodes: any, but once a row has ended it has ended
+    for (int64_t i = 0; i < l.n.B * l.n.T; ++i) {
+      TORCH_CHECK_VALUE(lengths[i] >= 0 && (i % l.n.T == 0 || lengths[i - 1] > 0 || lengths[i] == 0),
+                        "lengths: expected the numbers of episodes, from 1 on, then zeros, got ", lengths[i], " at row ",
+                        i / l.n.T, ", step ", i % l.n.T);
+    }
+    return;
+  }
   for (int64_t b = 0; b < l.n.B; ++b) {
     TORCH_CHECK_VALUE(lengths[b] >= 0 && lengths[b] <= l.n.T, "lengths: expected values from 0 to T = ", l.n.T, ", got ",
                       lengths[b], " at position ", b);

@@ -39,7 +39,7 @@ struct Pool {
 Pool& pool() {
   static Pool* p = [] {
     Pool* made = new Pool;
-    made->free.reserve(most_kept / page + 1);
+    made->free.reserve(most_kept / worth_keeping + 1);
     return made;
   }();
   return *p;
@@ -76,6 +76,12 @@ Block take(size_t size) {
   return {nullptr, 0};
 }
 
+// Not aligned_alloc: it may ask for a size that is a multiple of the alignment (AddressSanitizer does).
+void* aligned(size_t size) {
+  void* memory = nullptr;
+  return posix_memalign(&memory, page, size) == 0 ? memory : nullptr;
+}
+
 struct Reusing final : c10::Allocator {
   c10::DataPtr allocate(size_t bytes) override {
     if (bytes < worth_keeping) return c10::GetCPUAllocator()->allocate(bytes);
@@ -83,10 +89,10 @@ struct Reusing final : c10::Allocator {
     Block block = take(size);
     if (!block.memory) {
       block.size = size;
-      block.memory = std::aligned_alloc(page, block.size);
+      block.memory = aligned(block.size);
       if (!block.memory) {
         release_free_memory();
-        block.memory = std::aligned_alloc(page, block.size);
+        block.memory = aligned(block.size);
       }
       TORCH_CHECK(block.memory, "birnn_ext: not enough memory: could not allocate ", bytes, " bytes");
 #if defined(__linux__)

@@ -141,13 +141,14 @@ constexpr int64_t worth_a_member = 50000;
 constexpr int64_t rows_of_a_pass = 8;
 
 // Whether the directions take turns. Where few rows meet recurrent weights that no cache near the core holds, reading these is
-// all that takes time, at every step; a team of all threads on one direction has half as much of it per core to keep there. That
-// pays where a core's share exceeds its L2 (then the part of it that stays doubles) or both directions' weights the half of L3
-// that one may hope to have. (EPYC, Zen 4, 2 cores, forward: 1.0 to 1.2 times as fast at H = 384 and 512, 1.1 to 1.4 at 1024.)
+// all that takes time, at every step; a team of all threads on one direction has half as much of them per core to keep there. The
+// more rows, the more arithmetic hides the reading. (EPYC, Zen 4, 2 cores, forward: 1.0 to 1.2 times as fast at H = 384 and 512,
+// B = 1, 2, and 1.1 to 1.4 at H = 1024; at B = 8 from H = 768 on.)
 bool take_turns(const Sizes& n, int gates, int64_t threads, int64_t element) {
-  const int64_t bytes = gates * n.H * n.P * element, share = n.D * bytes / std::max<int64_t>(1, threads);
-  const bool beyond_l2 = share > 2 * l2_cache_bytes(), beyond_l3 = n.D * bytes > l3_cache_bytes() / 2;
-  return n.D > 1 && threads >= n.D && beyond_l2 && (2 * n.B <= rows_of_a_pass || (beyond_l3 && n.B <= rows_of_a_pass));
+  const int64_t share = n.D * gates * n.H * n.P * element / std::max<int64_t>(1, threads);
+  const bool whole_team = gates * n.H * n.P * n.B >= threads * worth_a_member;
+  return n.D > 1 && threads >= n.D && whole_team && n.B <= rows_of_a_pass &&
+         share > l2_cache_bytes() * std::max<int64_t>(2, n.B);
 }
 
 Plan plan(const Sizes& n, int gates, const int64_t* lengths, int64_t threads, int64_t rows_of_a_task, int64_t element) {

@@ -37,8 +37,8 @@ struct Rows {
   int64_t length(int64_t i) const { return episodes ? episodes[i].length : lengths ? lengths[index[i]] : T; }
   int64_t steps() const { return count ? length(0) : 0; }
   int64_t total() const {  // rows at work, all steps together
-    int64_t sum = lengths ? 0 : count * T;
-    for (int64_t i = 0; lengths && i < count; ++i) sum += length(i);
+    int64_t sum = 0;
+    for (int64_t i = 0; i < count; ++i) sum += length(i);
     return sum;
   }
   int64_t active(int64_t s, int64_t hint) const {  // hint: an upper bound, e.g. active(s - 1)

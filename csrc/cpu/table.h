@@ -54,10 +54,8 @@ inline const Kernels<double>& Table::kernels<double>() const {
   return f64;
 }
 
-// The table in use, and this processor's caches, from which the sizes of chunks and the sharing of work follow: a core's second
-// level, and the third, which all share.
+// The table in use, and a core's second-level cache, from which the sizes of chunks and the sharing of work follow.
 const Table& table();
 int64_t l2_cache_bytes();
-int64_t l3_cache_bytes();
 
 }  // namespace birnn
