@@ -3,7 +3,6 @@
 
 #include <ATen/ops/as_strided.h>
 #include <ATen/ops/empty.h>
-#include <c10/core/DeviceGuard.h>
 
 #include <algorithm>
 #include <cstdlib>
@@ -124,7 +123,6 @@ Tier choose_tier(const Sizes& n, bool backward, const Launch& launch) {
 std::tuple<std::string, std::string> describe_tier(c10::string_view mode, at::ScalarType dtype, int64_t B, int64_t H, int64_t D,
                                                    bool projected, bool backward, int64_t device) {
   constexpr const char* names[] = {"stepwise", "block", "spread"};
-  const c10::DeviceGuard guard(at::Device(at::kCUDA, c10::DeviceIndex(device)));  // the caller's device stays what it was
   use_device(int(device));
   for (int m = 0; m < MODE_COUNT; ++m) {
     if (mode != cell_facts[m].name) continue;
