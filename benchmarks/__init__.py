@@ -7,6 +7,7 @@ repository.
     check       nobody is timed before being right
     machine     what the machine is, how fast it is right now, and the floor that follows
     run, plot, table, compare, demo    the commands
+    variants, growth    two more: what each variant costs, and how the cost grows with T, B and layers
     gpu         the command for a machine with a GPU: builds, tests and measures there; gpu_cases: what and how
 
 How time is taken, and the statistics of it: birnn_ext/clock.py. Not installed with the package.

@@ -23,3 +23,9 @@ def threads(request):
     """Runs the test with one thread (no concurrency), one per direction, and more threads than directions."""
     torch.set_num_threads(request.param)
     return request.param
+
+
+@pytest.fixture
+def one_thread(guard):
+    """For tiny layers: on two threads they crawl where something else keeps a core busy, since torch.nn forks at every step."""
+    torch.set_num_threads(1)

@@ -10,14 +10,7 @@ from torch.nn.utils.rnn import pack_padded_sequence
 import birnn_ext
 from birnn_ext import bench
 
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    # Tiny layers on two threads crawl where something else keeps a core busy.
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 class Tagger(nn.Module):

@@ -20,14 +20,7 @@ from benchmarks.problem import draw  # noqa: E402
 from benchmarks.shapes import GRID, MODES, Case, Shape, parse_shape  # noqa: E402
 from birnn_ext.clock import geometric_mean, interleave, ratio, spread  # noqa: E402
 
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    # Tiny layers on two threads crawl where something else keeps a core busy: torch.nn forks at every step.
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 TINY = Shape("tiny", 3, 6, 5, 4)

@@ -5,7 +5,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import torch
 
 pytest.importorskip("tqdm", reason="benchmarks need the packages of the extra `bench`")
 # At the end, so that an installed birnn_ext keeps the upper hand over the one in the tree.
@@ -20,12 +19,7 @@ from benchmarks.shapes import MODES, PASSES, Case, Shape  # noqa: E402
 TINY = Shape("tiny", 3, 6, 5, 4)
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def test_peers_say_why_they_stay_away(monkeypatch):

@@ -16,13 +16,7 @@ from examples import japanese_vowels as example  # noqa: E402
 SMALL = ["--epochs", "2", "--hidden", "16", "--lr", "3e-3"]
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    # Tiny layers on two threads crawl where something else keeps a core busy: torch.nn forks at every step.
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def test_data_are_the_published_ones():

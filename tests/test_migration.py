@@ -15,11 +15,7 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence, pad_se
 
 import birnn_ext
 
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    # Tiny layers on two threads crawl where something else keeps a core busy.
-    torch.set_num_threads(1)  # conftest puts it back
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 # ---- a tagger that was written for torch.nn ----

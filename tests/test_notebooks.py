@@ -11,9 +11,7 @@ NOTEBOOKS = [path for path in sorted(EXAMPLES.glob("*.py")) if path.read_text().
 
 
 @pytest.fixture(autouse=True)
-def one_thread():
-    # Tiny layers on two threads crawl where something else keeps a core busy.
-    torch.set_num_threads(1)  # conftest puts it back
+def default_print(one_thread):
     yield
     torch.set_printoptions(profile="default")
 

@@ -70,13 +70,14 @@ BIRNN_INLINE void tile_of_dots(const Shape& s, const T* w, int64_t first, int un
   constexpr int L = lanes<T>;
   alignas(64) T sums[max_dot_rows * L * L];
   const int nv = units * s.gates, together = dot_columns<T>(rows);
+  const Dots<T> run = all_dots<T>[rows - 1];
   for (int j = 0; j < nv; ++j) {
     const int64_t unit = (first + j % units) * L;
     const T* from = w + (j / units * s.N + unit) * s.K;
     for (int i = 0; i < L; i += together) {
       const T* columns[8];  // lanes beyond N repeat the last column: nobody reads them, but they have to be numbers
       for (int c = 0; c < together; ++c) columns[c] = from + smaller<int64_t>(i + c, s.N - 1 - unit) * s.K;
-      all_dots<T>[rows - 1](s.K, a, lda, columns, from + (i + together)* s.K, sums + i* L);
+      run(s.K, a, lda, columns, from + (i + together) * s.K, sums + i * L);
     }
     for (int r = 0; r < rows; ++r) {
       Vec<T> block[L];

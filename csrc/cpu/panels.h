@@ -46,7 +46,8 @@ BIRNN_INLINE void product(Matrix<T>& w, int64_t M, const T* a, int64_t lda, bool
       const int rows = int((M - row) / (count - t));
       const T* from = a + row * lda;
       if (!in_place) {
-        tiles<T, false>[nv - 1][rows - 1](K, from, lda, panel, nv* L, out, next + t* K*(64 / int64_t(sizeof(T))));
+        const Tile<T> run = tiles<T, false>[nv - 1][rows - 1];
+        run(K, from, lda, panel, nv * L, out, next + t * K * (64 / int64_t(sizeof(T))));
       } else if (w.by_columns) {
         tile_of_dots(w.s, w.raw, w.first(p), units, rows, from, lda, out);
       } else {
