@@ -68,6 +68,13 @@ class Judge:
                 worst = max(worst, errors[name] / size)
         return worst
 
+    def difference(self, other):
+        """What the output of another problem, in float64, differs by from this one's, relative to the largest element."""
+        oracle = Torch()
+        oracle.prepare(other.to(torch.float64))
+        found = [(oracle.results(i)["output"], truth["output"]) for i, truth in enumerate(self.truth)]
+        return max(_largest(a - b) / max(_largest(b), self.eps) for a, b in found)
+
     def witness(self, contender, i, output):
         """Judges an output that was just timed by a sample of its elements, which costs next to nothing.
         CheckFailed if it is not the output for input i: of another input, stale, or never written."""

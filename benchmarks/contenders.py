@@ -18,6 +18,7 @@ from .problem import torch_layer
 from .shapes import MODES
 
 THEIRS, OURS = "torch.nn", "birnn_ext"
+PACKED = {"float32": None, "bfloat16": torch.bfloat16}  # as birnn_ext.prepack takes them
 
 
 class Contender:
@@ -97,9 +98,20 @@ class Torch(ModuleContender):
 
 
 class Ours(ModuleContender):
-    """birnn_ext's layer; ragged batches by `lengths`."""
+    """birnn_ext's layer; ragged batches by `lengths`. `packed`: None, or "float32" or "bfloat16", in which its weights are
+    packed beforehand; inference only."""
 
     name = OURS
+
+    def __init__(self, packed=None):
+        self.packed = packed
+
+    def prepare(self, problem):
+        super().prepare(problem)
+        if self.packed:
+            import birnn_ext
+
+            birnn_ext.prepack(self.module, PACKED[self.packed], inplace=True)
 
     def make(self, case, dtype, device):
         import birnn_ext

@@ -4,6 +4,7 @@ JSON file and a plot.
     python -m benchmarks.run                                      the whole grid, all modes and passes
     python -m benchmarks.run --quick --threads 1,2
     python -m benchmarks.run --shapes one_small 16,100,256,256,2 --modes GRU --passes training --lengths
+    python -m benchmarks.run --packed bfloat16                    weights packed beforehand by birnn_ext.prepack
     python -m benchmarks.run --peers all                          beside every other library that is installed: peers/
 
 A wrong result ends the run with an error before anything of it is timed.
@@ -24,7 +25,7 @@ from birnn_ext.clock import geometric_mean, interleave, ratio, spread
 
 from . import machine
 from .check import CheckFailed, Judge
-from .contenders import OURS, THEIRS, Ours, Torch
+from .contenders import OURS, PACKED, THEIRS, Ours, Torch
 from .peers import PEERS
 from .problem import INPUTS, draw
 from .shapes import GRID, MODES, PASSES, QUICK, WIDE, Case, parse_shape
@@ -35,7 +36,7 @@ HEADER = (
 )
 
 
-def measure(cases, *, budget, peers=(), seed=0, wide=False, show=print):
+def measure(cases, *, budget, peers=(), seed=0, wide=False, packed=None, show=print):
     """
     Checks and times every case.
 
@@ -43,6 +44,8 @@ def measure(cases, *, budget, peers=(), seed=0, wide=False, show=print):
     budget   seconds of timing per case
     peers    names out of PEERS
     wide     whether the cases are those of WIDE; only written down
+    packed   None, or what ours packs its weights as beforehand; "bfloat16": all contenders compute with the weights that
+             this makes of them, and what that costs in accuracy is written down as rounding_error
     show     called with every line of the table as it comes
     returns  {"machine", "settings", "peers" (their versions), "date", "probes", "cases", "summary"}, ready for JSON
     raises   CheckFailed where ours computes something wrong
@@ -58,6 +61,7 @@ def measure(cases, *, budget, peers=(), seed=0, wide=False, show=print):
             "device": first.device,
             "ragged": first.ragged,
             "wide": wide,
+            "packed": packed,
         },
         "peers": {},
         "probes": {"before": machine.probe(first.dtype, most)},
@@ -66,21 +70,33 @@ def measure(cases, *, budget, peers=(), seed=0, wide=False, show=print):
     if machine.library() is None:
         show("NOTE: birnn_ext's compiled library is missing; what is timed as ours is its slow reference.")
     show(HEADER)
-    skipped, versions, judge = set(), result["peers"], None
+    skipped, versions, judge, more = set(), result["peers"], None, {}
     for case in tqdm(cases, desc="benchmark", unit="case", leave=False, disable=None):
         torch.set_num_threads(case.threads)
         if judge is None or replace(judge.problem.case, threads=case.threads) != case:
-            judge = Judge(draw(case, seed))
-        result["cases"].append(_one(case, judge, budget, peers, result["probes"]["before"], skipped, versions, show))
+            exact = draw(case, seed)
+            judge = Judge(rounded(exact) if packed == "bfloat16" else exact)
+            more = {"rounding_error": judge.difference(exact)} if packed == "bfloat16" else {}
+        contenders = [Torch(), Ours(packed)] + [PEERS[name]() for name in peers]
+        entry = _one(case, judge, budget, contenders, result["probes"]["before"], skipped, versions, show)
+        result["cases"].append(entry | more)
+        show(line(entry))
     result["probes"]["after"] = machine.probe(first.dtype, most)
     result["summary"] = summary(result["cases"])
     return result
 
 
-def _one(case, judge, budget, peers, speed, skipped, versions, show):
-    """Checks and times one case; returns its entry in the result and shows its line."""
+def rounded(problem):
+    """The problem with the weights that packing them as bfloat16 leaves."""
+    ours = Ours("bfloat16")
+    ours.prepare(problem)
+    return replace(problem, weights=dict(ours.module.state_dict()))
+
+
+def _one(case, judge, budget, candidates, speed, skipped, versions, show):
+    """Checks and times one case; returns its entry in the result."""
     contenders, errors = {}, {}
-    for contender in [Torch(), Ours()] + [PEERS[name]() for name in peers]:
+    for contender in candidates:
         name, peer = contender.name, contender.name in PEERS
         try:
             if reason := contender.why_not(case):
@@ -126,7 +142,6 @@ def _one(case, judge, budget, peers, speed, skipped, versions, show):
         "floor_ms": None if floor is None else 1e3 * floor,
         "share_of_floor": None if floor is None else floor / min(seconds[OURS]),
     }
-    show(line(entry))
     return entry
 
 
@@ -218,6 +233,7 @@ def arguments(argv=None):
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--lengths", action="store_true", help="rows of T/4 to T steps; torch.nn packs and pads them")
     parser.add_argument("--peers", type=listed(str, (*PEERS, "all")), default=[], help=f"all, or out of {','.join(PEERS)}")
+    parser.add_argument("--packed", choices=PACKED, help="pack ours' weights beforehand, in this dtype; inference only")
     parser.add_argument("--budget", type=float, help="seconds of timing per case (default 4, quick 1)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path, default=Path("demo_out/benchmark.json"), help="default %(default)s")
@@ -226,6 +242,10 @@ def arguments(argv=None):
     args = parser.parse_args(argv)
     if min(args.threads) < 1:
         parser.error(f"--threads must be at least 1, got {min(args.threads)}")
+    if args.packed and (args.dtype, args.device) != ("float32", "cpu"):
+        parser.error(f"--packed is for float32 on the cpu, got {args.dtype} on {args.device}")
+    if args.packed:
+        args.passes = ["inference"]
     args.shapes = (
         args.shapes
         or [entry for entry in WIDE if args.wide]
@@ -264,6 +284,7 @@ def measure_or_exit(args):
             peers=args.peers,
             seed=args.seed,
             wide=args.shapes == list(WIDE),
+            packed=args.packed,
             show=tqdm.write,
         )
     except CheckFailed as failure:

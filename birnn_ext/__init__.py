@@ -16,6 +16,7 @@ from .convert import convert, revert
 from .explain import explain
 from .module import GRU, LSTM, RNN, BiRNN
 from .onnx import onnx_export
+from .prepack import prepack
 from .report import info, which_kernel
 
 try:
@@ -34,6 +35,7 @@ __all__ = [
     "info",
     "layout",
     "onnx_export",
+    "prepack",
     "revert",
     "which_kernel",
 ]

@@ -19,6 +19,7 @@ import torch
 
 from . import ops
 from .base import RNNBase
+from .prepack import Prepacked
 
 GATE_ORDER = {"RNN_TANH": (0,), "RNN_RELU": (0,), "GRU": (1, 0, 2), "LSTM": (0, 3, 1, 2)}
 
@@ -42,8 +43,8 @@ def onnx_export(
         torch.onnx.ONNXProgram, or None where a file name `f` is given and torch returns None.
 
     Raises:
-        ValueError: a layer has what the standard nodes of ONNX cannot say (proj_size, or a variant inside the step); the
-            message names the layer.
+        ValueError: a layer has what the standard nodes of ONNX cannot say (proj_size, or a variant inside the step), or is
+            prepacked; the message names the layer.
         TypeError: `model` is no torch.nn.Module.
         ModuleNotFoundError: onnx or onnxscript is not installed.
         RuntimeError: the compiled library is missing.
@@ -64,6 +65,8 @@ def onnx_export(
         if isinstance(layer, RNNBase) and layer.variant is not None and layer.variant.inside(layer.training):
             asked = ", ".join(f"{key}={value!r}" for key, value in layer.variant.asked().items())
             raise ValueError(f"onnx_export: {where} has {asked}, for which ONNX has no node")
+        if isinstance(layer, Prepacked):
+            raise ValueError(f"onnx_export: {where} is prepacked: export the one that it was made of")
         if isinstance(layer, RNNBase) and layer.proj_size:
             raise ValueError(f"onnx_export: {where} has proj_size={layer.proj_size}, but ONNX has no LSTM with a projection")
     table = {**translation_table(), **(custom_translation_table or {})}

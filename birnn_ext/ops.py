@@ -121,6 +121,38 @@ def layer(
     return output, h_n, c_n if mode == "LSTM" else None
 
 
+def packed_layer(
+    input: Tensor,
+    h0: Tensor | None,
+    c0: Tensor | None,
+    lengths: Tensor | None,
+    packed: tuple[Tensor, ...],
+    *,
+    mode: str,
+    batch_first: bool,
+    hidden_size: int,
+    proj_size: int,
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """`layer` with weights that torch.ops.birnn_ext.pack_weights has packed, one tensor for each direction; CPU only, and
+    without derivatives.
+
+    Raises:
+        RuntimeError: a derivative is wanted, or tensors do not fit.
+    """
+    if torch.is_grad_enabled() and not torch.compiler.is_exporting():
+        for name, t in (("input", input), ("h_0", h0), ("c_0", c0)):
+            if t is not None and t.requires_grad:
+                raise RuntimeError(
+                    f"{name} requires grad, and a prepacked layer has no backward: call it under torch.no_grad(), or use the "
+                    "layer that it was made of"
+                )
+    reverse = packed[1] if len(packed) == 2 else None
+    output, h_n, c_n = torch.ops.birnn_ext.packed_layer(
+        input, h0, c0, lengths, packed[0], reverse, mode, batch_first, hidden_size, proj_size
+    )
+    return output, h_n, c_n if mode == "LSTM" else None
+
+
 def converted(input: Tensor, mode: str) -> tuple[torch.dtype, torch.dtype] | None:
     """(dtype to compute a stack of layers in, dtype of its results) where they are not simply the input's, else None.
 
@@ -175,6 +207,13 @@ def _register_fakes():
     def layer_into_fake(*arguments):
         return layer_fake(*arguments[:-3], into=True)
 
+    def packed_fake(input, h0, c0, lengths, packed, packed_reverse, mode, batch_first, hidden_size, proj_size):
+        B, T = (input.shape[0], input.shape[1]) if batch_first else (input.shape[1], input.shape[0])
+        D, P = 1 if packed_reverse is None else 2, proj_size or hidden_size
+        output = input.new_empty((B, T, D * P) if batch_first else (T, B, D * P))
+        c_n = input.new_empty((D, B, hidden_size) if mode == "LSTM" else (0,))
+        return output, input.new_empty((D, B, P)), c_n
+
     def backward_fake(grad_output, grad_h_n, grad_c_n, input, h0, c0, lengths, *rest):
         weights, (mode, batch_first), (need_input, need_state, need_weights) = rest[:10], rest[10:12], rest[-3:]
         B = input.shape[0] if batch_first else input.shape[1]
@@ -201,6 +240,7 @@ def _register_fakes():
 
     torch.library.register_fake("birnn_ext::layer_gates_backward", gates_backward_fake)
     torch.library.register_fake("birnn_ext::layer", layer_fake)
+    torch.library.register_fake("birnn_ext::packed_layer", packed_fake)
     torch.library.register_fake("birnn_ext::layer_into", layer_into_fake)
     torch.library.register_fake("birnn_ext::layer_backward", backward_fake)
 

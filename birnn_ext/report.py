@@ -18,6 +18,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_
 
 from . import library, ops
 from .base import RNNBase
+from .prepack import Prepacked
 from .stacks import TO_OURS, TO_TORCH
 
 # What changes how a build behaves or how fast it is.
@@ -81,6 +82,8 @@ def which_kernel(module: nn.Module, input: Tensor | PackedSequence) -> Kernel:
         dtype = dtypes[0]
         computed, results = (str(d).removeprefix("torch.") for d in dtypes)
         note = f"; it computes in {computed} and gives results in {results}"
+    if isinstance(module, Prepacked):
+        note += f"; its weights are packed beforehand, as {str(module.packed_dtype).removeprefix('torch.')}"
     probe = torch.empty(0, dtype=dtype, device="meta" if device == "meta" else data.device)
     if ops._C is None:
         return Kernel("reference", "the compiled library is missing, so plain PyTorch computes it, slowly")

@@ -17,7 +17,8 @@ enum Mode { RNN_TANH, RNN_RELU, LSTM, GRU, MODE_COUNT };
 
 struct Sizes {
   int64_t T, B, I, H, P, D;
-  bool projected;  // P is proj_size
+  bool projected;       // P is proj_size
+  bool narrow = false;  // weights are packed as bfloat16 (cpu/tile.h)
 };
 
 template <class T>
@@ -30,8 +31,8 @@ struct Weights {
 };
 
 template <class T>
-struct Gradients {
-  T* w_ih;  // as Weights; b_* and w_hr null where the weight is
+struct Gradients {  // or room for weights
+  T* w_ih;          // as Weights; b_* and w_hr null where the weight is
   T* w_hh;
   T* b_ih;
   T* b_hh;
@@ -48,7 +49,8 @@ struct Forward {
   const T* c0;             // [D, B, H] or null for zeros
   const int64_t* lengths;  // [B], each 0..T, or null: all are T
   Weights<T> w[2];
-  T* y;  // [T, B, D*P], strides y_t, y_b
+  T* packed[2];  // on the CPU: the weights as they were packed before this call, which has no `w` then; or null
+  T* y;          // [T, B, D*P], strides y_t, y_b
   int64_t y_t, y_b;
   T* h_n;    // [D, B, P]
   T* c_n;    // [D, B, H] or null

@@ -8,8 +8,6 @@
 
 namespace birnn {
 
-namespace {
-
 Mode mode_of(std::string_view name) {
   std::string choices;
   for (int m = 0; m < MODE_COUNT; ++m) {
@@ -18,6 +16,8 @@ Mode mode_of(std::string_view name) {
   }
   TORCH_CHECK_VALUE(false, "mode: expected one of ", choices, ", got '", std::string(name), "'");
 }
+
+namespace {
 
 at::Tensor or_undefined(const OptionalTensor& t) { return t.has_value() ? *t : at::Tensor(); }
 
@@ -40,6 +40,20 @@ constexpr const char* b_hh_name[] = {"b_hh", "b_hh_reverse"};
 constexpr const char* w_hr_name[] = {"w_hr", "w_hr_reverse"};
 
 }  // namespace
+
+void check_states(const LayerTensors& l) {
+  const Sizes& n = l.n;
+  check_if_given("h0", l.h0, {n.D, n.B, n.P}, l.input);
+  TORCH_CHECK(!l.c0.defined() || l.mode == LSTM, "c0: goes with mode LSTM only, got mode ", cell_facts[l.mode].name);
+  check_if_given("c0", l.c0, {n.D, n.B, n.H}, l.input);
+  if (l.lengths.defined()) {
+    TORCH_CHECK(l.lengths.scalar_type() == at::kLong, "lengths: expected dtype Long, got ", l.lengths.scalar_type());
+    TORCH_CHECK(l.lengths.device() == l.input.device(), "lengths: expected device ", l.input.device(), ", that of input, got ",
+                l.lengths.device());
+    TORCH_CHECK(l.lengths.sizes() == at::IntArrayRef({n.B}) || l.lengths.sizes() == at::IntArrayRef({n.B, n.T}),
+                "lengths: expected shape [", n.B, "], or [", n.B, ", ", n.T, "] for episodes, got ", l.lengths.sizes());
+  }
+}
 
 LayerTensors check_layer(BIRNN_LAYER_PARAMETERS) {
   LayerTensors l;
@@ -83,16 +97,7 @@ LayerTensors check_layer(BIRNN_LAYER_PARAMETERS) {
   for (const at::Tensor* w : {&l.w_hh[1], &l.b_ih[1], &l.b_hh[1], &l.w_hr[1]}) {
     TORCH_CHECK(n.D == 2 || !w->defined(), "w_ih_reverse: expected a tensor, since other reverse weights are given, got None");
   }
-  check_if_given("h0", l.h0, {n.D, n.B, n.P}, input);
-  TORCH_CHECK(!l.c0.defined() || l.mode == LSTM, "c0: goes with mode LSTM only, got mode ", cell_facts[l.mode].name);
-  check_if_given("c0", l.c0, {n.D, n.B, n.H}, input);
-  if (l.lengths.defined()) {
-    TORCH_CHECK(l.lengths.scalar_type() == at::kLong, "lengths: expected dtype Long, got ", l.lengths.scalar_type());
-    TORCH_CHECK(l.lengths.device() == input.device(), "lengths: expected device ", input.device(), ", that of input, got ",
-                l.lengths.device());
-    TORCH_CHECK(l.lengths.sizes() == at::IntArrayRef({n.B}) || l.lengths.sizes() == at::IntArrayRef({n.B, n.T}),
-                "lengths: expected shape [", n.B, "], or [", n.B, ", ", n.T, "] for episodes, got ", l.lengths.sizes());
-  }
+  check_states(l);
   return l;
 }
 

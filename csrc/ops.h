@@ -18,6 +18,7 @@ using OptionalTensor = std::optional<at::Tensor>;
 struct LayerTensors {
   at::Tensor input, h0, c0, lengths;
   at::Tensor w_ih[2], w_hh[2], b_ih[2], b_hh[2], w_hr[2];
+  at::Tensor packed[2];  // in their place, on the CPU (cpu/prepacked.h)
   Mode mode;
   bool batch_first;
   Sizes n;
@@ -34,8 +35,14 @@ struct LayerTensors {
   input, h0, c0, lengths, w_ih, w_hh, b_ih, b_hh, w_hr, w_ih_reverse, w_hh_reverse, b_ih_reverse, b_hh_reverse, w_hr_reverse, \
       mode, batch_first
 
-// Throws (naming the argument, what came, what was expected) unless every rank, size, dtype and device fits.
+// Throws (naming the argument, what came, what was expected) unless there is such a mode.
+Mode mode_of(std::string_view name);
+
+// Likewise unless every rank, size, dtype and device fits.
 LayerTensors check_layer(BIRNN_LAYER_PARAMETERS);
+
+// The last checks of check_layer: those of the states and lengths of a layer that has its sizes and its input.
+void check_states(const LayerTensors& layer);
 
 // As check_layer, for the tensors that layer_into writes the final states to, from row `row` on.
 void check_into(const LayerTensors& layer, const at::Tensor& h_n, const at::Tensor& c_n, int64_t row);

@@ -29,3 +29,14 @@
   "Tensor grad_w_ih, Tensor grad_w_hh, Tensor grad_b_ih, Tensor grad_b_hh, Tensor grad_w_hr, "                        \
   "Tensor grad_w_ih_reverse, Tensor grad_w_hh_reverse, Tensor grad_b_ih_reverse, Tensor grad_b_hh_reverse, "          \
   "Tensor grad_w_hr_reverse)"
+
+// Weights packed once for many calls; CPU only. `narrow`: as bfloat16, two to a word. unpack_weights gives them back, as rounded;
+// what there was none of has no elements.
+#define BIRNN_PACK_SCHEMA                                                                       \
+  "pack_weights(Tensor w_ih, Tensor w_hh, Tensor? b_ih, Tensor? b_hh, Tensor? w_hr, str mode, " \
+  "bool narrow) -> Tensor packed"
+#define BIRNN_UNPACK_SCHEMA "unpack_weights(Tensor packed) -> (Tensor w_ih, Tensor w_hh, Tensor b_ih, Tensor b_hh, Tensor w_hr)"
+#define BIRNN_PACKED_LAYER_SCHEMA                                                                           \
+  "packed_layer(Tensor input, Tensor? h0, Tensor? c0, Tensor? lengths, Tensor packed, "                     \
+  "Tensor? packed_reverse, str mode, bool batch_first, int hidden_size, int proj_size) -> (Tensor output, " \
+  "Tensor h_n, Tensor c_n)"

@@ -10,6 +10,7 @@
 #pragma once
 
 #include "sweep.h"
+#include "unpack.h"
 
 namespace birnn {
 namespace BIRNN_NS {
@@ -25,9 +26,9 @@ struct ForwardSweep {
     T *b_ih, *b_hh;
 
     Packed(const Sizes& n, Arena<T>& arena)
-        : ih{{n.I, n.H, G, panel_width(G)}, nullptr},
-          hh{{n.P, n.H, G, panel_width(G)}, nullptr},
-          hr{{n.H, n.P, 1, panel_width(1)}, nullptr} {
+        : ih{{n.I, n.H, G, panel_width(G), n.narrow}, nullptr},
+          hh{{n.P, n.H, G, panel_width(G), n.narrow}, nullptr},
+          hr{{n.H, n.P, 1, panel_width(1), n.narrow}, nullptr} {
       ih.panels = arena.take(ih.s.template size<T>());
       hh.panels = arena.take(hh.s.template size<T>());
       b_ih = arena.take(ih.s.template row<T>());
@@ -55,6 +56,15 @@ struct ForwardSweep {
     Packed p(f.n, arena);
     p.begin(f.w[dir]);
     p.ih.pack_all(), p.hh.pack_all(), p.hr.pack_all();
+  }
+
+  // What `pack` made, as weights again; null where there is none.
+  static void unpack(const Sizes& n, T* memory, const Gradients<T>& to) {
+    Arena<T> arena{memory};
+    const Packed p(n, arena);
+    unpack_weight(p.ih, to.w_ih), unpack_weight(p.hh, to.w_hh);
+    if (to.b_ih) unpack_bias(p.ih, p.b_ih, to.b_ih), unpack_bias(p.hh, p.b_hh, to.b_hh);
+    if (n.projected) unpack_weight(p.hr, to.w_hr);
   }
 
   // Rows per chunk: input rows and pre-activations together fill a quarter of L2, which leaves room for the weights.

@@ -22,7 +22,7 @@ static void math_hook(int function, int64_t n, const T* x, T* y) {
 template <class T, class Cell>
 constexpr ForwardKernel<T> forward_kernel() {
   using K = ForwardSweep<T, Cell>;
-  return {&K::packed_size, &K::pack, &K::scratch_size, &K::run};
+  return {&K::packed_size, &K::pack, &K::unpack, &K::scratch_size, &K::run};
 }
 
 template <class T, class Cell>

@@ -10,6 +10,7 @@
 #include "../ops.h"
 #include "memory.h"
 #include "pair.h"
+#include "prepacked.h"
 #include "table.h"
 
 namespace birnn {
@@ -101,27 +102,25 @@ Forward<T> forward_args(const LayerTensors& l) {
   for (int d = 0; d < l.n.D; ++d) {
     f.w[d] = {pointer<T>(l.w_ih[d]), pointer<T>(l.w_hh[d]), pointer<T>(l.b_ih[d]), pointer<T>(l.b_hh[d]),
               pointer<T>(l.w_hr[d])};
+    f.packed[d] = panels_of<T>(l.packed[d]);
   }
   return f;
 }
 
 // Runs the sweeps. With one task per direction each packs its weights itself, panel by panel; where several share them they
-// are packed first. `pack(d, memory)`, `sweep(task number, team, packed already, memory)`.
+// are packed first, unless they came packed. `pack(d, memory)`, `sweep(task number, team, packed already, memory)`.
 template <class T, class Pack, class Sweep>
-void pack_and_sweep(const Plan& p, const Sizes& n, int64_t packed_size, bool parallel, Pack&& pack, Sweep&& sweep) {
-  const at::DataPtr memory = allocate(size_t(packed_size * n.D) * sizeof(T));
-  T* packed = static_cast<T*>(memory.get());
-  if (p.splits == 1) {  // the usual case: one task per direction, one parallel region
-    const int64_t together = p.turns ? 1 : n.D;
-    for (int64_t first = 0; first < n.D; first += together) {
-      run_teams(together, p.members, parallel,
-                [&](int64_t d, const Team& team) { sweep(first + d, team, false, packed + (first + d) * packed_size); });
-    }
-    return;
+void pack_and_sweep(const Plan& p, const Sizes& n, int64_t packed_size, T* const (&given)[2], bool parallel, Pack&& pack,
+                    Sweep&& sweep) {
+  const bool packed = given[0] || p.splits > 1;
+  const at::DataPtr memory = allocate(given[0] ? 0 : size_t(packed_size * n.D) * sizeof(T));
+  const auto of = [&](int64_t d) { return given[0] ? given[d] : static_cast<T*>(memory.get()) + d * packed_size; };
+  if (packed && !given[0]) run_tasks(n.D, parallel, [&](int64_t d) { pack(int(d), of(d)); });
+  const int64_t tasks = int64_t(p.tasks.size()), together = p.turns ? 1 : tasks;
+  for (int64_t first = 0; first < tasks; first += together) {
+    run_teams(together, p.members, parallel,
+              [&](int64_t i, const Team& team) { sweep(first + i, team, packed, of(p.tasks[first + i].dir)); });
   }
-  run_tasks(n.D, parallel, [&](int64_t d) { pack(int(d), packed + d * packed_size); });
-  run_teams(int64_t(p.tasks.size()), p.members, parallel,
-            [&](int64_t i, const Team& team) { sweep(i, team, true, packed + p.tasks[i].dir * packed_size); });
 }
 
 // Tasks of whole rows or, where `lengths` divides them, of episodes.
@@ -154,14 +153,16 @@ void run_forward(const LayerTensors& l, const Forward<T>& f) {
   for (const Task& task : p.tasks) scratch.add(kernel.scratch_size(f, task, l2));
   scratch.allocate_all();
   pack_and_sweep<T>(
-      p, l.n, (kernel.packed_size(l.n) + 63) / 64 * 64, parallel, [&](int d, T* memory) { kernel.pack(f, d, memory); },
+      p, l.n, (kernel.packed_size(l.n) + 63) / 64 * 64, f.packed, parallel,
+      [&](int d, T* memory) { kernel.pack(f, d, memory); },
       [&](int64_t i, const Team& team, bool packed, T* memory) {
         kernel.run(f, p.tasks[i], team, packed, memory, scratch.of(i), l2);
       });
 }
 
-// Runs the checked layer. h_n and c_n are contiguous and get the final states at their beginning.
-std::tuple<at::Tensor, at::Tensor> forward(LayerTensors& l, bool train, const at::Tensor& h_n, const at::Tensor& c_n) {
+}  // namespace
+
+std::tuple<at::Tensor, at::Tensor> run_layer(LayerTensors& l, bool train, const at::Tensor& h_n, const at::Tensor& c_n) {
   make_dense(l);
   const auto options = l.input.options().requires_grad(false);
   at::Tensor output = at::empty(output_shape(l), options);
@@ -179,13 +180,15 @@ std::tuple<at::Tensor, at::Tensor> forward(LayerTensors& l, bool train, const at
   return {output, saved};
 }
 
+namespace {
+
 std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> layer(BIRNN_LAYER_PARAMETERS, bool train) {
   LayerTensors l = check_layer(BIRNN_LAYER_ARGUMENTS);
   const Sizes& n = l.n;
   const auto options = input.options().requires_grad(false);
   at::Tensor h_n = at::empty({n.D, n.B, n.P}, options);
   at::Tensor c_n = at::empty(l.mode == LSTM ? std::vector<int64_t>{n.D, n.B, n.H} : std::vector<int64_t>{0}, options);
-  auto [output, saved] = forward(l, train, h_n, c_n);
+  auto [output, saved] = run_layer(l, train, h_n, c_n);
   return {output, h_n, c_n, saved};
 }
 
@@ -193,7 +196,7 @@ std::tuple<at::Tensor, at::Tensor> layer_into(BIRNN_LAYER_PARAMETERS, bool train
                                               const OptionalTensor& c_n, int64_t row) {
   LayerTensors l = check_layer(BIRNN_LAYER_ARGUMENTS);
   check_into(l, h_n, c_n.value_or(at::Tensor()), row);
-  return forward(l, train, h_n.narrow(0, row, l.n.D), c_n ? c_n->narrow(0, row, l.n.D) : at::Tensor());
+  return run_layer(l, train, h_n.narrow(0, row, l.n.D), c_n ? c_n->narrow(0, row, l.n.D) : at::Tensor());
 }
 
 // Gradients of the weights of one direction: five tensors, without elements where there is no such weight or it is not
@@ -262,7 +265,7 @@ void run_backward(const LayerTensors& l, const Backward<T>& q, const WeightGradi
   const at::DataPtr parts_memory = allocate(size_t(size * parts * l.n.D) * sizeof(T));
   const auto part = [&](int64_t d, int64_t k) { return static_cast<T*>(parts_memory.get()) + (d * parts + k) * size; };
   pack_and_sweep<T>(
-      p, l.n, (kernel.packed_size(q) + 63) / 64 * 64, parallel, [&](int d, T* memory) { kernel.pack(q, d, memory); },
+      p, l.n, (kernel.packed_size(q) + 63) / 64 * 64, {}, parallel, [&](int d, T* memory) { kernel.pack(q, d, memory); },
       [&](int64_t i, const Team& team, bool packed, T* memory) {
         const int64_t d = p.tasks[i].dir, k = i - d * p.splits;
         const Gradients<T> out =

@@ -5,8 +5,9 @@
 //
 //   panel p = [K][G][units of the panel, in vectors of L]        `wide` vectors of units per panel, the last may have fewer
 //   e.g. GRU:   k=0: | r of units 0..L-1 | z of units 0..L-1 | n of units 0..L-1 |   k=1: ...
+//   narrow:     k=0 and 1 in the words of one such row, k=2 and 3 in the next (tile.h)
 //
-// Lanes beyond N are zero. Not here: products (panels.h).
+// Lanes beyond N are zero. Not here: products (panels.h), and back from panels to a weight (unpack.h).
 #pragma once
 
 #include "../layer.h"
@@ -19,17 +20,20 @@ namespace BIRNN_NS {
 struct Shape {
   int64_t K, N;  // N: units, not counting gates
   int gates, wide;
+  bool pairs = false;  // two weights to a word
+
+  int64_t depth() const { return pairs ? divide_up(K, 2) : K; }  // rows of a panel
 
   template <class T>
   int64_t vectors() const {
     return divide_up(N, lanes<T>);
   }
   template <class T>
-  int64_t size() const {  // elements of the packed matrix, and K = 1: of a row of bias in the same order
-    return K * row<T>();
+  int64_t size() const {  // elements of the packed matrix
+    return depth() * row<T>();
   }
   template <class T>
-  int64_t row() const {
+  int64_t row() const {  // elements of row k of all panels, and of a bias in the same order
     return vectors<T>() * gates * lanes<T>;
   }
 };
@@ -103,6 +107,38 @@ BIRNN_INLINE void pack_columns(const Shape& s, const T* w, int64_t first, int un
   }
 }
 
+// A word of two weights: the lower half is the bfloat16 nearest to b, the upper half such that the whole, as a float, is nearest to
+// a. Both are off by half a unit of bfloat16 at most. No word is a denormal float, with which a processor may be slow: what is
+// smaller than 2^-126 becomes that, or zero.
+BIRNN_INLINE uint32_t pair_of(float a, float b) {
+  uint32_t x, y;
+  memcpy(&x, &a, 4), memcpy(&y, &b, 4);
+  const uint32_t smallest = 0x80, largest = 0x7f7f;
+  uint32_t low = ((y & 0x7fffffff) + 0x8000) >> 16;
+  low = low < smallest ? 0 : (y >> 31) << 15 | smaller(low, largest);
+  const int64_t nearest = (int64_t(x & 0x7fffffff) - low + 0x8000) >> 16;
+  if ((x & 0x7fffffff) == 0 && low == 0) return 0;
+  const uint32_t high = nearest < smallest ? smallest : smaller(uint32_t(nearest), largest);
+  return (x >> 31) << 31 | high << 16 | low;
+}
+
+// The same as pack_columns in pairs: done once for many calls, so it need not be quick.
+BIRNN_INLINE void pack_pairs(const Shape& s, const float* w, int64_t first, int units, float* to) {
+  constexpr int L = lanes<float>;
+  const int nv = units * s.gates;
+  for (int64_t k = 0; k < s.K; k += 2) {
+    for (int j = 0; j < nv; ++j, to += L) {
+      for (int l = 0; l < L; ++l) {
+        const int64_t unit = (first + j % units) * L + l;
+        const float* at = w + (j / units * s.N + unit) * s.K + k;
+        const uint32_t word = unit < s.N ? pair_of(at[0], k + 1 < s.K ? at[1] : 0) : 0;
+        memcpy(to + l, &word, 4);
+      }
+    }
+  }
+}
+BIRNN_INLINE void pack_pairs(const Shape&, const double*, int64_t, int, double*) {}  // (never called)
+
 // The same out of w [K, N] (gates = 1): a row per summed index. Index k is row (k + shift) mod K.
 template <class T>
 BIRNN_INLINE void pack_summed(const Shape& s, const T* w, int64_t shift, int64_t first, int units, T* to) {
@@ -134,7 +170,7 @@ struct Matrix {
   int64_t end_column() const { return smaller(first(end()) * lanes<T>, s.N); }
   int64_t first(int64_t panel) const { return panel * s.wide; }
   int units(int64_t panel) const { return int(smaller<int64_t>(s.wide, s.vectors<T>() - first(panel))); }
-  T* at(int64_t panel) const { return panels + first(raw && once ? begin() : panel) * s.gates * lanes<T> * s.K; }
+  T* at(int64_t panel) const { return panels + first(raw && once ? begin() : panel) * s.gates * lanes<T> * s.depth(); }
 
   // Before the first product: so many are to come, of so many rows together. Packing a vector of L columns takes the time of
   // K (log2(L) + 2) multiplications of vectors; a product without it L (log2(L) + 1) for each row, to add up lanes (dots.h). Of
@@ -145,7 +181,9 @@ struct Matrix {
   }
 
   void pack(int64_t panel) const {
-    if (by_columns) {
+    if (s.pairs) {
+      pack_pairs(s, raw, first(panel), units(panel), at(panel));
+    } else if (by_columns) {
       pack_columns(s, raw, first(panel), units(panel), at(panel));
     } else {
       pack_summed(s, raw, shift, first(panel), units(panel), at(panel));

@@ -16,7 +16,7 @@ BIRNN_INLINE void tile_in_place(const Matrix<T>& w, int64_t p, int rows, const T
   const int units = w.units(p);
   const int64_t K = w.s.K, N = w.s.N, before = K - w.shift;
   const T* panel = w.raw + w.first(p) * L;
-  const Tile<T> run = tiles<T, false>[units - 1][rows - 1];
+  const Tile<T> run = tiles<T, PLAIN>[units - 1][rows - 1];
   run(before, a, lda, panel + w.shift * N, N, out, panel);
   if (w.shift == 0) return;
   alignas(64) T rest[max_tile_rows * max_tile_vectors * L];
@@ -46,8 +46,8 @@ BIRNN_INLINE void product(Matrix<T>& w, int64_t M, const T* a, int64_t lda, bool
       const int rows = int((M - row) / (count - t));
       const T* from = a + row * lda;
       if (!in_place) {
-        const Tile<T> run = tiles<T, false>[nv - 1][rows - 1];
-        run(K, from, lda, panel, nv * L, out, next + t * K * (64 / int64_t(sizeof(T))));
+        const Tile<T> run = w.s.pairs ? tiles<T, PAIRS>[nv - 1][rows - 1] : tiles<T, PLAIN>[nv - 1][rows - 1];
+        run(K, from, lda, panel, nv * L, out, next + t * w.s.depth() * (64 / int64_t(sizeof(T))));
       } else if (w.by_columns) {
         tile_of_dots(w.s, w.raw, w.first(p), units, rows, from, lda, out);
       } else {
@@ -75,7 +75,7 @@ BIRNN_INLINE void product_transposed(const Shape& w, const T* packed, int64_t be
     }
     for (int64_t first = 0; first < vectors; first += w.wide) {
       const int nv = int(smaller<int64_t>(w.wide, vectors - first));
-      const Tile<T> run = tiles<T, true>[nv - 1][rows - 1];
+      const Tile<T> run = tiles<T, INTERLEAVED>[nv - 1][rows - 1];
       const T* panel = packed + first * L * w.K;
       run(w.K, strip, 0, panel, nv * L, out, panel);
       for (int r = 0; r < rows; ++r) {

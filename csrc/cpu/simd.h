@@ -76,5 +76,17 @@ BIRNN_INLINE Vec<T> splat(T x) {
   return x - Vec<T>{};  // x - 0, not x + 0, keeps the sign of -0
 }
 
+// The floats whose upper halves are the lower halves of these. (Of doubles there are none; never called.)
+BIRNN_INLINE Vec<float> lower_half(Vec<float> v) { return (Vec<float>)((Simd<float>::Int)v << 16); }
+BIRNN_INLINE Vec<double> lower_half(Vec<double> v) { return v; }
+BIRNN_INLINE float lower_half(float x) {
+  uint32_t bits;
+  memcpy(&bits, &x, 4);
+  bits <<= 16;
+  memcpy(&x, &bits, 4);
+  return x;
+}
+BIRNN_INLINE double lower_half(double x) { return x; }
+
 }  // namespace BIRNN_NS
 }  // namespace birnn

@@ -11,6 +11,7 @@ template <class T>
 struct ForwardKernel {
   int64_t (*packed_size)(const Sizes&);
   void (*pack)(const Forward<T>&, int dir, T* packed);
+  void (*unpack)(const Sizes&, T* packed, const Gradients<T>& weights);
   int64_t (*scratch_size)(const Forward<T>&, const Task&, int64_t l2_bytes);
   void (*run)(const Forward<T>&, const Task&, const Team&, bool packed, T* memory, T* scratch, int64_t l2_bytes);
 };

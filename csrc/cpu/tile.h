@@ -4,6 +4,13 @@
 //
 //   a   by rows (row stride `lda`), or interleaved: [K][MR]
 //   b   one panel: [K][NV] vectors, contiguous (row stride `ldb` = NV * L), so that the inner loop streams through it; or in place
+//       or in pairs, [K / 2][NV] vectors of words, each of which holds two weights in half of the memory:
+//
+//         word of b[k], b[k + 1]   | b[k], upper half of a float | b[k + 1], likewise |
+//                                    31 ....................... 16 15 ............. 0
+//
+//       The word as it stands is the float b[k], whose lower bits are those of b[k + 1]; shifted up by 16 it is b[k + 1]. So
+//       reading two weights takes one instruction more than reading one.
 //   out [MR][NV] vectors, contiguous: a small buffer in L1 from which the caller's epilogue goes on. (Reading it back costs
 //       2 * MR * NV vector moves per K * MR * NV multiplications; in return one micro-kernel serves every cell and product.)
 //   ahead   where the data of later tiles begin: K cache lines from here are fetched into L2, one per k, while the processor is
@@ -33,11 +40,15 @@ constexpr int tile_chains(int mr, int nv) { return mr * nv >= 8 ? 1 : mr * nv >=
 // several times those of a BLAS.
 constexpr int64_t tile_block = 256;
 
-template <class T, int MR, int NV, bool Interleaved>
+// How the operands lie.
+enum Form { PLAIN, INTERLEAVED, PAIRS };
+
+template <class T, int MR, int NV, Form form>
 __attribute__((noinline)) void tile(int64_t K, const T* __restrict__ a, int64_t lda, const T* __restrict__ b, int64_t ldb,
                                     T* __restrict__ out, const T* ahead) {
   constexpr int L = lanes<T>, KU = tile_chains(MR, NV);
-  constexpr int line = 64 / int(sizeof(T));  // elements of a cache line
+  constexpr int line = 64 / int(sizeof(T));    // elements of a cache line
+  constexpr int deep = form == PAIRS ? 2 : 1;  // indices k of a row of b
   int64_t k = 0;
   do {
     const int64_t begin = k, end = smaller(k + tile_block, K);
@@ -45,31 +56,38 @@ __attribute__((noinline)) void tile(int64_t K, const T* __restrict__ a, int64_t 
 #pragma GCC unroll 32
     for (int i = 0; i < KU * MR * NV; ++i) sum[i / (MR * NV)][i / NV % MR][i % NV] = Vec<T>{};
 
-    const auto step = [&](int64_t k, Vec<T>(&into)[MR][NV]) __attribute__((always_inline)) {
-      const T* bk = b + k * ldb;
+    // The last index of an odd K is alone in its row.
+    const auto step = [&](int64_t k, Vec<T>(&into)[MR][NV], bool alone = false) __attribute__((always_inline)) {
+      const T* bk = b + k / deep * ldb;
       if (MR < 4) {  // few rows: the panel itself is what is waited for
 #pragma GCC unroll 8
         for (int i = 0; i < NV * L; i += line) __builtin_prefetch(bk + 8 * ldb + i);
       } else {
-        __builtin_prefetch(ahead + k * line, 0, 2);
+        __builtin_prefetch(ahead + k / deep * line, 0, 2);
       }
       Vec<T> bv[NV];
 #pragma GCC unroll 4
       for (int j = 0; j < NV; ++j) bv[j] = load(bk + j * L);
-#pragma GCC unroll 8
-      for (int r = 0; r < MR; ++r) {
-        const T ark = Interleaved ? a[k * MR + r] : a[r * lda + k];
+#pragma GCC unroll 2
+      for (int i = 0; i < deep; ++i) {
+        if (i == 1) {
+          if (alone) break;
 #pragma GCC unroll 4
-        for (int j = 0; j < NV; ++j) into[r][j] += ark * bv[j];
+          for (int j = 0; j < NV; ++j) bv[j] = lower_half(bv[j]);
+        }
+#pragma GCC unroll 8
+        for (int r = 0; r < MR; ++r) {
+          const T ark = form == INTERLEAVED ? a[k * MR + r] : a[r * lda + k + i];
+#pragma GCC unroll 4
+          for (int j = 0; j < NV; ++j) into[r][j] += ark * bv[j];
+        }
       }
     };
-    for (; k + KU <= end; k += KU) {
+    for (; k + KU * deep <= end; k += KU * deep) {
 #pragma GCC unroll 4
-      for (int u = 0; u < KU; ++u) step(k + u, sum[u]);
+      for (int u = 0; u < KU; ++u) step(k + u * deep, sum[u]);
     }
-    if (KU > 1) {
-      for (; k < end; ++k) step(k, sum[0]);
-    }
+    for (; k < end; k += deep) step(k, sum[0], k + deep > end);
 #pragma GCC unroll 8
     for (int r = 0; r < MR; ++r) {
 #pragma GCC unroll 4
@@ -88,23 +106,23 @@ __attribute__((noinline)) void tile(int64_t K, const T* __restrict__ a, int64_t 
 template <class T>
 using Tile = void (*)(int64_t, const T*, int64_t, const T*, int64_t, T*, const T*);
 
-// tiles<T, Interleaved>[NV - 1][MR - 1]; null where the registers do not suffice.
-template <class T, int MR, int NV, bool Interleaved>
+// tiles<T, form>[NV - 1][MR - 1]; null where the registers do not suffice, and for pairs of anything but floats.
+template <class T, int MR, int NV, Form form>
 constexpr Tile<T> tile_or_null() {
-  if constexpr (MR <= tile_rows(NV)) {
-    return &tile<T, MR, NV, Interleaved>;
+  if constexpr (MR <= tile_rows(NV) && (form != PAIRS || sizeof(T) == 4)) {
+    return &tile<T, MR, NV, form>;
   } else {
     return nullptr;
   }
 }
 
-#define BIRNN_TILES_OF(NV)                                                                                                 \
-  {                                                                                                                        \
-      tile_or_null<T, 1, NV, Interleaved>(), tile_or_null<T, 2, NV, Interleaved>(), tile_or_null<T, 3, NV, Interleaved>(), \
-      tile_or_null<T, 4, NV, Interleaved>(), tile_or_null<T, 5, NV, Interleaved>(), tile_or_null<T, 6, NV, Interleaved>(), \
-      tile_or_null<T, 7, NV, Interleaved>(), tile_or_null<T, 8, NV, Interleaved>(),                                        \
+#define BIRNN_TILES_OF(NV)                                                                            \
+  {                                                                                                   \
+      tile_or_null<T, 1, NV, form>(), tile_or_null<T, 2, NV, form>(), tile_or_null<T, 3, NV, form>(), \
+      tile_or_null<T, 4, NV, form>(), tile_or_null<T, 5, NV, form>(), tile_or_null<T, 6, NV, form>(), \
+      tile_or_null<T, 7, NV, form>(), tile_or_null<T, 8, NV, form>(),                                 \
   }
-template <class T, bool Interleaved>
+template <class T, Form form>
 constexpr Tile<T> tiles[max_tile_vectors][max_tile_rows] = {BIRNN_TILES_OF(1), BIRNN_TILES_OF(2), BIRNN_TILES_OF(3),
                                                             BIRNN_TILES_OF(4)};
 #undef BIRNN_TILES_OF

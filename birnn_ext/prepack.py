@@ -1,0 +1,241 @@
+"""Layers for inference whose weights are packed once, and not at every call; as bfloat16 if so wished.
+
+A layer packs its weights at every call, because they may have changed and nothing would tell. Here they cannot: they are in
+the packed form only. Not here: the packed form itself (csrc/cpu/pack.h).
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from . import functional, ops
+from .base import RNNBase
+from .convert import TO_OURS
+from .module import BiRNN
+
+Model = TypeVar("Model", bound=nn.Module)
+_KINDS = (*TO_OURS.values(), BiRNN)
+
+
+def prepack(model: Model, dtype: torch.dtype | None = None, inplace: bool = False) -> Model:
+    """Packs the weights of every layer of ours in `model` (itself included) once, for inference on the CPU.
+
+    Such a layer is called as before, and has no parameters. Small batches gain: a layer that meets few rows spends most of
+    its time on reading weights, of which bfloat16 are half as many bytes. Results are then off by what rounding the weights
+    to 8 bits of precision does (each by 2**-8 of itself at most); all sums stay in float32.
+
+    Its `state_dict` has the weights, as they were rounded, under torch.nn's names, and `load_state_dict` takes such ones.
+    Pickles and copies fit any machine; what torch.export makes of it fits processors with the same instruction set.
+
+    Args:
+        model: any torch.nn.Module on the CPU. Only layers of exactly our types, without a variant (`birnn_ext.variants`),
+            parametrized or not; subclasses and torch.nn's layers are left alone (:func:`birnn_ext.convert` swaps these).
+        dtype: of the weights: None for that of the layer (float32 for halves), or torch.bfloat16.
+        inplace: whether the layers of `model` itself are changed, rather than those of a copy.
+
+    Returns:
+        `model`, or the copy.
+
+    Raises:
+        TypeError: `model` is no torch.nn.Module.
+        ValueError: no layer of ours in it; another dtype; a layer with a variant, with other parameters than its own, not on
+            the CPU, complex, in float64 where bfloat16 is asked for, or with weights that are not finite there. Then no
+            layer is changed.
+        RuntimeError: the compiled library is missing.
+
+    Calls of such a layer raise RuntimeError where a derivative is asked for.
+
+    >>> import torch, birnn_ext
+    >>> gru = birnn_ext.GRU(3, 4, bidirectional=True)
+    >>> fast = birnn_ext.prepack(gru, torch.bfloat16)
+    >>> fast
+    GRU(3, 4, bidirectional=True, packed=bfloat16)
+    >>> x = torch.randn(5, 2, 3)
+    >>> with torch.no_grad():
+    ...     torch.allclose(fast(x)[0], gru(x)[0], atol=0.02)
+    True
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"prepack: model should be a torch.nn.Module, got {type(model).__name__}")
+    if ops._C is None:
+        raise RuntimeError("prepack: the compiled library is missing, without which there is nothing to pack for")
+    if dtype not in (None, torch.bfloat16):
+        raise ValueError(f"prepack: dtype should be None or torch.bfloat16, got {dtype}")
+    found = _layers(model)
+    if not found:
+        raise ValueError(
+            "prepack: expected a model with layers of birnn_ext, got one with none (birnn_ext.convert swaps torch.nn's)"
+        )
+    for name, layer in found:
+        _check(layer, dtype, f" {name}" if name else "")
+    if not inplace:
+        model = copy.deepcopy(model)
+    for _, layer in _layers(model):
+        _give(layer, dtype)
+    return model
+
+
+def _layers(model):
+    return [found for found in model.named_modules() if parametrize.type_before_parametrizations(found[1]) in _KINDS]
+
+
+def _check(layer, dtype, name):
+    if layer.variant is not None:
+        asked = ", ".join(f"{name}={value!r}" for name, value in layer.variant.asked().items())
+        raise ValueError(f"prepack: expected layers without a variant, got{name or ' one'} with {asked}")
+    if more := set(layer._parameters) - set(layer._flat_weights_names):
+        raise ValueError(
+            f"prepack: expected layers with parameters of their own alone, got{name or ' one'} with {', '.join(sorted(more))}: "
+            "undo what made them, for example by torch.nn.utils.remove_weight_norm"
+        )
+    for weight in _flat(layer._layers()):
+        if weight.device.type != "cpu":
+            raise ValueError(f"prepack: expected weights on cpu, got{name or ' some'} on {weight.device}")
+        if not weight.is_floating_point() or (weight.dtype == torch.float64 and dtype is not None):
+            raise ValueError(f"prepack: expected weights that can be packed as {dtype}, got{name or ' some'} of {weight.dtype}")
+        if dtype is not None and not torch.isfinite(weight.detach().to(dtype)).all():
+            raise ValueError(f"prepack: expected weights that are finite as {dtype}, got{name or ' some'} that are not")
+
+
+def _flat(layers):
+    return [weight for directions in layers for held in directions for weight in held if weight is not None]
+
+
+def _give(layer, dtype):
+    """Makes a Prepacked of the layer, which stays the object that it is."""
+    kind = parametrize.type_before_parametrizations(layer)
+    with torch.no_grad():
+        weights = [held for directions in layer._layers() for held in directions]
+        like = torch.empty(0, dtype=weights[0][0].dtype)
+    layer._parameters.clear()
+    # (torch's remove_parametrizations would take the weight from the class, which copies share.)
+    layer._modules.pop("parametrizations", None)
+    layer.__class__ = Prepacked
+    layer.__dict__.update(_name=kind.__name__, _narrow=dtype is not None, _names=layer._all_weights)
+    layer.__dict__.update(_all_weights=[], _flat_weights_names=["_like"])  # what is looked at before a call, or behind it
+    layer.register_buffer("_like", like, persistent=False)
+    layer._pack(weights)
+
+
+class Prepacked(RNNBase):
+    """A layer whose weights are packed; made by :func:`prepack`."""
+
+    _name: str
+    _narrow: bool
+    _names: list[list[str]]  # of the weights of each direction
+    _like: Tensor  # has the dtype of input and results
+
+    def __init__(self) -> None:
+        raise TypeError("a Prepacked is made by birnn_ext.prepack")
+
+    @torch.no_grad()
+    def _pack(self, weights):
+        """weights: (w_ih, w_hh, b_ih | None, b_hh | None, w_hr | None), one after the other in the order of _names."""
+        full = torch.float64 if self._like.dtype == torch.float64 else torch.float32
+        for names, held in zip(self._names, weights, strict=True):
+            packed = torch.ops.birnn_ext.pack_weights(*functional.cast(held, full), self.mode, self._narrow)
+            self.register_buffer(names[0].replace("weight_ih", "packed"), packed, persistent=False)
+
+    def _packed(self):
+        """L tuples of D packed tensors."""
+        buffers = self._buffers
+        packed = [buffers[names[0].replace("weight_ih", "packed")] for names in self._names]
+        return tuple(zip(packed[0::2], packed[1::2], strict=True)) if self.bidirectional else tuple([(p,) for p in packed])
+
+    def _plain(self):
+        """{name: weight} of the weights as they were rounded, in the dtype of the layer."""
+        plain = {}
+        for names, packed in zip(self._names, (p for directions in self._packed() for p in directions), strict=True):
+            held = [t for t in torch.ops.birnn_ext.unpack_weights(packed) if t.numel()]
+            plain |= zip(names, functional.cast(tuple(held), self._like.dtype), strict=True)
+        return plain
+
+    @property
+    def packed_dtype(self) -> torch.dtype:
+        """What the weights are packed as."""
+        return torch.bfloat16 if self._narrow else torch.float64 if self._like.dtype == torch.float64 else torch.float32
+
+    # ------------------------------------------------------------------------------------------- the call
+
+    def _layers(self):
+        return tuple(tuple((self._like,) for _ in directions) for directions in self._packed())
+
+    def check_input(self, input, batch_sizes):
+        if input.device.type != "cpu":
+            raise RuntimeError(f"{self._kind}: a prepacked layer is for the CPU, got input on {input.device}")
+        super().check_input(input, batch_sizes)
+
+    def _compute(self, input, hx, lengths, weights, reset, return_states, batch_first):
+        if reset is not None or return_states:
+            raise ValueError(f"{self._kind}: expected neither reset nor return_states for a prepacked layer, got one")
+        layers = iter(self._packed())
+
+        def compute(input, h0, c0, lengths, _, *, mode, batch_first):
+            return ops.packed_layer(
+                input, h0, c0, lengths, next(layers),
+                mode=mode, batch_first=batch_first, hidden_size=self.hidden_size, proj_size=self.proj_size,
+            )  # fmt: skip
+
+        output, h_n, c_n = functional.birnn(
+            input, hx, lengths, weights,
+            mode=self.mode, batch_first=batch_first, dropout=self.dropout, training=self.training, layer=compute,
+        )  # fmt: skip
+        return output, h_n if c_n is None else (h_n, c_n)
+
+    # ------------------------------------------------------------------------------ checkpoints and copies
+
+    def _save_to_state_dict(self, destination, prefix, keep_vars):
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        destination.update({prefix + name: weight for name, weight in self._plain().items()})
+
+    def _load_from_state_dict(self, state_dict, prefix, metadata, strict, missing_keys, unexpected_keys, error_msgs):
+        plain = self._plain()
+        for name, weight in plain.items():
+            if prefix + name not in state_dict:
+                missing_keys.append(prefix + name)
+                continue
+            given = state_dict[prefix + name]
+            if given.shape != weight.shape:
+                error_msgs.append(
+                    f"size mismatch for {prefix + name}: copying a param with shape {given.shape} from checkpoint, "
+                    f"the shape in current model is {weight.shape}."
+                )
+            else:
+                plain[name] = given
+        for key in state_dict if strict else ():
+            if key.startswith(prefix) and "." not in key[len(prefix) :] and key[len(prefix) :] not in plain:
+                unexpected_keys.append(key)
+        if not error_msgs:
+            self._pack(self._in_order(plain))
+
+    def _in_order(self, plain):
+        """The weights by name, as `_pack` takes them."""
+        for names in self._names:
+            held = [plain[name] for name in names]
+            if not self.bias:
+                held[2:2] = (None, None)
+            if not self.proj_size:
+                held.append(None)
+            yield tuple(held)
+
+    def __getstate__(self):
+        # Packed memory fits one instruction set; a pickle may be read elsewhere.
+        kept = {name: buffer for name, buffer in self._buffers.items() if not name.startswith("packed_")}
+        return self.__dict__ | {"_buffers": kept, "_plain_weights": self._plain()}
+
+    def __setstate__(self, state):
+        plain = state.pop("_plain_weights")
+        super().__setstate__(state)
+        self._pack(self._in_order(plain))
+
+    def _get_name(self):
+        return self._name
+
+    def extra_repr(self) -> str:
+        """As that of the layer that it was, and the dtype of the packed weights."""
+        return f"{super().extra_repr()}, packed={str(self.packed_dtype).removeprefix('torch.')}"

@@ -1,0 +1,146 @@
+// The ops for weights that are packed once for many calls, without derivatives. Not here: arithmetic.
+#include "prepacked.h"
+
+#include <ATen/ops/empty.h>
+#include <torch/library.h>
+
+#include <cstring>
+
+#include "../cells/facts.h"
+#include "../ops.h"
+#include "table.h"
+
+namespace birnn {
+
+namespace {
+
+constexpr char magic[] = "birnn_1";
+
+Sizes sizes_of(const PackedHeader& h) { return {0, 0, h.I, h.H, h.P, 1, bool(h.projected), bool(h.narrow)}; }
+
+// Calls f(T()) with the type of the numbers.
+template <class F>
+void with_type(const PackedHeader& h, F&& f) {
+  h.element == sizeof(float) ? f(float()) : f(double());
+}
+
+int64_t bytes_of(const PackedHeader& h) {
+  int64_t bytes = 0;
+  with_type(h, [&](auto zero) {
+    using T = decltype(zero);
+    bytes = header_bytes + table().kernels<T>().forward[h.mode].packed_size(sizes_of(h)) * int64_t(sizeof(T));
+  });
+  return bytes;
+}
+
+// The header of a tensor that can be computed with here.
+PackedHeader header_of(const char* name, const at::Tensor& packed) {
+  PackedHeader h;
+  TORCH_CHECK(packed.scalar_type() == at::kByte && packed.dim() == 1 && packed.is_contiguous() && packed.device().is_cpu() &&
+                  packed.numel() >= header_bytes,
+              name, ": expected what pack_weights returned, got a tensor of dtype ", packed.scalar_type(), " and shape ",
+              packed.sizes(), " on ", packed.device());
+  std::memcpy(&h, packed.const_data_ptr(), sizeof(h));
+  TORCH_CHECK(std::memcmp(h.magic, magic, sizeof(magic)) == 0 && h.mode >= 0 && h.mode < MODE_COUNT, name,
+              ": expected what pack_weights of this version of birnn_ext returned, got other bytes");
+  TORCH_CHECK(std::strncmp(h.isa, table().name, sizeof(h.isa)) == 0, name, ": expected weights packed for ", table().name,
+              ", the instruction set in use, got some for ", std::string(h.isa, strnlen(h.isa, sizeof(h.isa))),
+              ": pack the weights again, here");
+  TORCH_CHECK(packed.numel() == bytes_of(h), name, ": expected ", bytes_of(h), " bytes, got ", packed.numel());
+  return h;
+}
+
+at::Tensor pack_weights(const at::Tensor& w_ih, const at::Tensor& w_hh, const OptionalTensor& b_ih, const OptionalTensor& b_hh,
+                        const OptionalTensor& w_hr, std::string_view mode, bool narrow) {
+  TORCH_CHECK(w_ih.scalar_type() == at::kFloat || (w_ih.scalar_type() == at::kDouble && !narrow), "w_ih: expected dtype Float",
+              narrow ? "" : " or Double", ", got ", w_ih.scalar_type());
+  TORCH_CHECK(w_ih.dim() == 2, "w_ih: expected 2 dimensions, got shape ", w_ih.sizes());
+  // One step of one row, to have all else checked where every op has it checked.
+  const at::Tensor input = at::empty({1, 1, w_ih.size(1)}, w_ih.options().requires_grad(false));
+  const OptionalTensor none;
+  LayerTensors l =
+      check_layer(input, none, none, none, w_ih, w_hh, b_ih, b_hh, w_hr, none, none, none, none, none, mode, false);
+  for (at::Tensor* w : {&l.w_ih[0], &l.w_hh[0], &l.b_ih[0], &l.b_hh[0], &l.w_hr[0]}) {
+    if (w->defined()) *w = w->contiguous();
+  }
+  PackedHeader h = {};
+  std::memcpy(h.magic, magic, sizeof(magic));
+  std::strncpy(h.isa, table().name, sizeof(h.isa) - 1);
+  h.mode = l.mode, h.element = int32_t(w_ih.element_size());
+  h.I = l.n.I, h.H = l.n.H, h.P = l.n.P, h.projected = l.n.projected, h.narrow = narrow;
+  h.bias = l.b_ih[0].defined() || l.b_hh[0].defined();
+  at::Tensor packed = at::empty({bytes_of(h)}, input.options().dtype(at::kByte));
+  std::memset(packed.mutable_data_ptr(), 0, size_t(packed.numel()));  // also between what is packed
+  std::memcpy(packed.mutable_data_ptr(), &h, sizeof(h));
+  with_type(h, [&](auto zero) {
+    using T = decltype(zero);
+    const auto at = [](const at::Tensor& t) { return t.defined() ? t.const_data_ptr<T>() : nullptr; };
+    Forward<T> f = {};
+    f.n = sizes_of(h);
+    f.w[0] = {at(l.w_ih[0]), at(l.w_hh[0]), at(l.b_ih[0]), at(l.b_hh[0]), at(l.w_hr[0])};
+    table().kernels<T>().forward[h.mode].pack(f, 0, panels_of<T>(packed));
+  });
+  return packed;
+}
+
+std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor> unpack_weights(const at::Tensor& packed) {
+  const PackedHeader h = header_of("packed", packed);
+  const int64_t rows = cell_facts[h.mode].gates * h.H;
+  const auto options = packed.options().dtype(h.element == sizeof(float) ? at::kFloat : at::kDouble);
+  const auto room = [&](bool there, std::vector<int64_t> shape) {
+    return at::empty(there ? shape : std::vector<int64_t>{0}, options);
+  };
+  const at::Tensor w_ih = room(true, {rows, h.I}), w_hh = room(true, {rows, h.P}), b_ih = room(h.bias, {rows}),
+                   b_hh = room(h.bias, {rows}), w_hr = room(h.projected, {h.P, h.H});
+  with_type(h, [&](auto zero) {
+    using T = decltype(zero);
+    const auto at = [](const at::Tensor& t) { return t.numel() ? t.mutable_data_ptr<T>() : nullptr; };
+    table().kernels<T>().forward[h.mode].unpack(sizes_of(h), panels_of<T>(packed),
+                                                {at(w_ih), at(w_hh), at(b_ih), at(b_hh), at(w_hr)});
+  });
+  return {w_ih, w_hh, b_ih, b_hh, w_hr};
+}
+
+std::tuple<at::Tensor, at::Tensor, at::Tensor> packed_layer(const at::Tensor& input, const OptionalTensor& h0,
+                                                            const OptionalTensor& c0, const OptionalTensor& lengths,
+                                                            const at::Tensor& packed, const OptionalTensor& packed_reverse,
+                                                            std::string_view mode, bool batch_first, int64_t hidden_size,
+                                                            int64_t proj_size) {
+  LayerTensors l;
+  l.mode = mode_of(mode), l.batch_first = batch_first;
+  l.input = input;
+  l.h0 = h0.value_or(at::Tensor()), l.c0 = c0.value_or(at::Tensor()), l.lengths = lengths.value_or(at::Tensor());
+  l.packed[0] = packed, l.packed[1] = packed_reverse.value_or(at::Tensor());
+  TORCH_CHECK(input.dim() == 3, "input: expected 3 dimensions, ", batch_first ? "[B, T, I]" : "[T, B, I]", ", got shape ",
+              input.sizes());
+  Sizes& n = l.n;
+  n = sizes_of(header_of("packed", packed));
+  n.T = input.size(batch_first ? 1 : 0), n.B = input.size(batch_first ? 0 : 1), n.D = l.packed[1].defined() ? 2 : 1;
+  TORCH_CHECK(n.T > 0, "input: expected at least one time step, got shape ", input.sizes());
+  for (int d = 0; d < n.D; ++d) {
+    const char* name = d ? "packed_reverse" : "packed";
+    const PackedHeader h = header_of(name, l.packed[d]);
+    TORCH_CHECK(h.mode == l.mode && h.H == hidden_size && (h.projected ? h.P : 0) == proj_size && h.narrow == n.narrow, name,
+                ": expected weights for mode ", mode, ", hidden_size ", hidden_size, " and proj_size ", proj_size,
+                ", got mode ", cell_facts[h.mode].name, ", ", h.H, " and ", h.projected ? h.P : 0);
+    TORCH_CHECK(int64_t(input.element_size()) == h.element && input.is_floating_point(), "input: expected dtype ",
+                h.element == sizeof(float) ? at::kFloat : at::kDouble, ", that of the packed weights, got ",
+                input.scalar_type());
+    TORCH_CHECK(input.size(2) == h.I, "input: expected ", h.I, " features, got shape ", input.sizes());
+  }
+  check_states(l);
+  const auto options = input.options().requires_grad(false);
+  const at::Tensor h_n = at::empty({n.D, n.B, n.P}, options);
+  const at::Tensor c_n = at::empty(l.mode == LSTM ? std::vector<int64_t>{n.D, n.B, n.H} : std::vector<int64_t>{0}, options);
+  return {std::get<0>(run_layer(l, false, h_n, c_n)), h_n, c_n};
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(birnn_ext, CPU, m) {
+  m.impl("pack_weights", &pack_weights);
+  m.impl("unpack_weights", &unpack_weights);
+  m.impl("packed_layer", &packed_layer);
+}
+
+}  // namespace birnn
