@@ -16,7 +16,7 @@ INSTALLED := .venv/.installed
 READY := $(LIBRARY) $(INSTALLED)
 # Folders too: their date changes when a file is removed.
 SOURCES := setup.py pyproject.toml $(shell find csrc)
-FORMATTED := $(shell find csrc tests/shim -name '*.cpp' -o -name '*.h' -o -name '*.inl' -o -name '*.cu' -o -name '*.cuh')
+FORMATTED := $(shell find csrc tests/cpu tests/shim -name '*.cpp' -o -name '*.h' -o -name '*.inl' -o -name '*.cu' -o -name '*.cuh')
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 

@@ -11,6 +11,7 @@
 #include "cells/facts.h"
 #include "cpu/dispatch.h"
 #include "cpu/pair.h"
+#include "cpu/table.h"
 
 // setup.py passes these three; pyproject.toml holds the version number.
 #if !defined(BIRNN_VERSION) || !defined(BIRNN_TORCH_VERSION) || !defined(BIRNN_CUDA_ARCHS)
@@ -45,6 +46,28 @@ std::tuple<int64_t, int, bool> plan_of(const std::string& mode, int64_t T, int64
   throw std::invalid_argument("mode: expected the name of a cell, got '" + mode + "'");
 }
 
+// Bytes of the scratch memory of all tasks of a pass over episodes, float32.
+int64_t scratch_of(const std::string& mode, const std::vector<std::vector<int64_t>>& numbers, int64_t I, int64_t H, int64_t P,
+                   int64_t D, int64_t threads, bool backward) {
+  std::vector<int64_t> all;
+  for (const std::vector<int64_t>& row : numbers) all.insert(all.end(), row.begin(), row.end());
+  const int64_t B = int64_t(numbers.size()), l2 = birnn::l2_cache_bytes();
+  birnn::Backward<float> q = {};
+  q.f.n = {B ? int64_t(all.size()) / B : 0, B, I, H, P, D, P != H};
+  for (int m = 0; m < birnn::MODE_COUNT; ++m) {
+    if (mode != birnn::cell_facts[m].name) continue;
+    const birnn::Plan p = birnn::plan_episodes(q.f.n, birnn::cell_facts[m].gates, all.data(), threads, backward ? 4 : 1);
+    const birnn::Kernels<float>& kernels = birnn::table().f32;
+    int64_t sum = 0;
+    for (const birnn::Task& task : p.tasks) {
+      sum += backward ? kernels.backward[m].scratch_size(q, task, {0, p.members}, l2)
+                      : kernels.forward[m].scratch_size(q.f, task, l2);
+    }
+    return sum * int64_t(sizeof(float));
+  }
+  throw std::invalid_argument("mode: expected the name of a cell, got '" + mode + "'");
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
@@ -66,6 +89,10 @@ PYBIND11_MODULE(_C, m) {
         "(shares of the rows per direction, threads per share, whether the directions take turns) of a forward pass in float32 "
         "with "
         "so many threads.");
+  m.def("scratch", &scratch_of, pybind11::arg("mode"), pybind11::arg("numbers"), pybind11::arg("I"), pybind11::arg("H"),
+        pybind11::arg("P"), pybind11::arg("D"), pybind11::arg("threads"), pybind11::arg("backward"),
+        "Bytes of scratch memory of a pass in float32 over the episodes in `numbers` [B][T] (see csrc/ops.h) with so many "
+        "threads.");
   m.def("isa", &birnn::isa_name, "The instruction set in use.");
   // pybind11 turns std::invalid_argument into ValueError.
   m.def("set_isa", &birnn::set_isa, pybind11::arg("name"),

@@ -98,7 +98,7 @@ struct BackwardSweep {
   static int64_t scratch_size(const Backward<T>& q, const Task& task, const Team& team, int64_t l2_bytes) {
     const Rows rows(q.f.lengths, q.f.n.T, task);
     Arena<T> arena{nullptr};
-    Scratch measured(q, rows, team, chunk_target(q.f.n, l2_bytes), arena);
+    Scratch measured(q, rows.batch(0), team, chunk_target(q.f.n, l2_bytes), arena);
     return arena.used;
   }
 
@@ -144,26 +144,36 @@ struct BackwardSweep {
 
   static void run(const Backward<T>& q, const Task& task, const Team& team, const Gradients<T>& out, bool packed,
                   T* packed_memory, T* scratch_memory, int64_t l2_bytes) {
-    const Rows rows(q.f.lengths, q.f.n.T, task);
+    const Rows all(q.f.lengths, q.f.n.T, task);
     const Sizes& n = q.f.n;
-    const int64_t target = chunk_target(n, l2_bytes);
+    const int64_t target = chunk_target(n, l2_bytes), batches = all.batches();
     Arena<T> packed_arena{packed_memory}, scratch_arena{scratch_memory};
     Packed w(q, packed_arena);
-    const Scratch m(q, rows, team, target, scratch_arena);
+    const Scratch m(q, all.batch(0), team, target, scratch_arena);
     w.ih.team = w.hh.team = w.hr.team = team;
     if (!packed) {
-      w.begin(q, rows.dir);
-      const int64_t all = rows.total();
-      w.ih.expect(chunk_before(rows, rows.steps(), 0, target).begin == 0 ? 1 : 2, all);
-      w.hh.expect(rows.steps(), all), w.hr.expect(rows.steps(), all);
+      w.begin(q, all.dir);
+      const int64_t total = all.total(), products = batches == 1 ? all.steps() : 2;
+      w.ih.expect(batches == 1 && chunk_before(all, all.steps(), 0, target).begin == 0 ? 1 : 2, total);
+      w.hh.expect(products, total), w.hr.expect(products, total);
     }
+    if (team.rank == 0) zero(m.sums, Cell::columns * n.H);
+    for (int64_t k = 0; k < batches; ++k) {
+      if (k > 0) team.wait();  // before the next gradients of states take the place of the last ones
+      sweep(q, all.batch(k), team, target, k > 0, out, w, m);
+    }
+    if (q.want_weights && team.rank == 0) finish_weights(q, all, out, m);
+  }
 
+  // `add`: other batches have written weight gradients before.
+  static void sweep(const Backward<T>& q, const Rows& rows, const Team& team, int64_t target, bool add, const Gradients<T>& out,
+                    Packed& w, const Scratch& m) {
+    const Sizes& n = q.f.n;
     if (team.rank == 0) {
       read_state(rows, q.dh_n, n.B, n.P, m.carry, m.ld_p, &Rows::at_end);
       // Behind the T gradients of its direction; read_state steps over one state [B, H] for each direction itself.
       const T* dc_n = q.every_c ? q.dc_n + (rows.dir + 1) * n.T * n.B * n.H : q.dc_n;
       if (has_c) read_state(rows, dc_n, n.B, n.H, m.dc, m.ld_u, &Rows::at_end);
-      zero(m.sums, Cell::columns * n.H);
     }
     team.wait();
 
@@ -175,8 +185,8 @@ struct BackwardSweep {
         act = active_up(rows, s, act);
         step(q, rows, s, act, row, w, m);
       }
-      const bool add = chunk.end < rows.steps();
       if (q.want_weights) weight_gradients(q, rows, team, chunk, out, m, act, add);
+      add = true;
       if (q.dx[rows.dir]) {
         product(w.ih, chunk.rows, m.dg + first_x_column * n.H, m.ld_g, false,
                 [&](int64_t first, int units, int64_t r0, int count, const T* tile) __attribute__((always_inline)) {
@@ -192,7 +202,7 @@ struct BackwardSweep {
       end = chunk.begin;
       team.wait();  // before the next chunk's gradients take the place of this one's
     }
-    finish(q, rows, team, out, m);
+    finish_states(q, rows, team, m);
   }
 
   static void step(const Backward<T>& q, const Rows& rows, int64_t s, int64_t act, int64_t row, Packed& w, const Scratch& m) {
@@ -326,7 +336,7 @@ struct BackwardSweep {
     }
   }
 
-  static void finish(const Backward<T>& q, const Rows& rows, const Team& team, const Gradients<T>& out, const Scratch& m) {
+  static void finish_states(const Backward<T>& q, const Rows& rows, const Team& team, const Scratch& m) {
     const Sizes& n = q.f.n;
     for (int64_t i = 0; i < rows.count; ++i) {
       if (!team.mine(i)) continue;
@@ -342,7 +352,10 @@ struct BackwardSweep {
         if (q.gates) zero(gates_at(q, rows.dir, t, b), Cell::columns * n.H);
       }
     }
-    if (!q.want_weights || team.rank > 0) return;
+  }
+
+  static void finish_weights(const Backward<T>& q, const Rows& rows, const Gradients<T>& out, const Scratch& m) {
+    const Sizes& n = q.f.n;
     for (int g = 0; g < G; ++g) {
       if (out.b_ih) copy(out.b_ih + g * n.H, m.sums + Cell::x_column(g) * n.H, n.H);
       if (out.b_hh) copy(out.b_hh + g * n.H, m.sums + Cell::h_column(g) * n.H, n.H);

@@ -1,6 +1,6 @@
 // The forward sweep of one direction over a set of rows:
 //
-//   for each chunk of steps
+//   for each chunk of steps                                                        (many episodes: batch by batch)
 //     gather the chunk's input rows; project them:  pre = x W_ih^T + b_ih          one product of about 100 rows
 //     for each step                                                                inherently sequential
 //       for each panel of W_hh:  tile of h W_hh^T, then the cell, in the order    h_{s-1} -> h_s, c in place, output, saved
@@ -94,7 +94,7 @@ struct ForwardSweep {
   static int64_t scratch_size(const Forward<T>& f, const Task& task, int64_t l2_bytes) {
     const Rows rows(f.lengths, f.n.T, task);
     Arena<T> arena{nullptr};
-    Scratch measured(f.n, rows, chunk_target(f.n, l2_bytes), arena);
+    Scratch measured(f.n, rows.batch(0), chunk_target(f.n, l2_bytes), arena);
     return arena.used;
   }
 
@@ -105,19 +105,27 @@ struct ForwardSweep {
   // `packed`: `pack` has been called; else the weights are packed on the way.
   static void run(const Forward<T>& f, const Task& task, const Team& team, bool packed, T* packed_memory, T* scratch_memory,
                   int64_t l2_bytes) {
-    const Rows rows(f.lengths, f.n.T, task);
+    const Rows all(f.lengths, f.n.T, task);
     const Sizes& n = f.n;
-    const int64_t target = chunk_target(n, l2_bytes);
+    const int64_t target = chunk_target(n, l2_bytes), batches = all.batches();
     Arena<T> packed_arena{packed_memory}, scratch_arena{scratch_memory};
     Packed w(n, packed_arena);
-    const Scratch m(n, rows, target, scratch_arena);
+    const Scratch m(n, all.batch(0), target, scratch_arena);
     w.ih.team = w.hh.team = w.hr.team = team;
     if (!packed) {
-      w.begin(f.w[rows.dir]);
-      const int64_t all = rows.total();
-      w.ih.expect(next_chunk(rows, 0, target).end == rows.steps() ? 1 : 2, all);
-      w.hh.expect(rows.steps(), all), w.hr.expect(rows.steps(), all);
+      w.begin(f.w[all.dir]);
+      const int64_t total = all.total(), products = batches == 1 ? all.steps() : 2;
+      w.ih.expect(batches == 1 && next_chunk(all, 0, target).end == all.steps() ? 1 : 2, total);
+      w.hh.expect(products, total), w.hr.expect(products, total);
     }
+    for (int64_t k = 0; k < batches; ++k) {
+      if (k > 0) team.wait();  // before the next states take the place of the last ones
+      sweep(f, all.batch(k), team, target, w, m);
+    }
+  }
+
+  static void sweep(const Forward<T>& f, const Rows& rows, const Team& team, int64_t target, Packed& w, const Scratch& m) {
+    const Sizes& n = f.n;
     T* y = f.y + rows.dir * n.P;
 
     if (team.rank == 0) {

@@ -13,6 +13,7 @@
 
 #include <cstdlib>
 #include <limits>
+#include <memory>
 #include <mutex>
 #include <vector>
 
@@ -86,20 +87,21 @@ struct Reusing final : c10::Allocator {
   c10::DataPtr allocate(size_t bytes) override {
     if (bytes < worth_keeping) return c10::GetCPUAllocator()->allocate(bytes);
     const size_t size = (bytes + 4095) / 4096 * 4096;
-    Block block = take(size);
-    if (!block.memory) {
-      block.size = size;
-      block.memory = aligned(block.size);
-      if (!block.memory) {
+    auto block = std::make_unique<Block>(Block{nullptr, 0});  // first: where there is no memory for this, no other is lost
+    *block = take(size);
+    if (!block->memory) {
+      *block = {aligned(size), size};
+      if (!block->memory) {
         release_free_memory();
-        block.memory = aligned(block.size);
+        block->memory = aligned(size);
       }
-      TORCH_CHECK(block.memory, "birnn_ext: not enough memory: could not allocate ", bytes, " bytes");
+      TORCH_CHECK(block->memory, "birnn_ext: not enough memory: could not allocate ", bytes, " bytes");
 #if defined(__linux__)
-      madvise(block.memory, block.size, MADV_HUGEPAGE);  // a wish; fewer page faults, fewer TLB misses
+      madvise(block->memory, size, MADV_HUGEPAGE);  // a wish; fewer page faults, fewer TLB misses
 #endif
     }
-    return {block.memory, new Block(block), &give_back, c10::Device(c10::kCPU)};
+    void* memory = block->memory;
+    return {memory, block.release(), &give_back, c10::Device(c10::kCPU)};
   }
   c10::DeleterFnPtr raw_deleter() const override { return nullptr; }
   void copy_data(void* to, const void* from, size_t bytes) const override { default_copy_data(to, from, bytes); }

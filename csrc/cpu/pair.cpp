@@ -6,10 +6,11 @@
 
 #include <algorithm>
 #include <atomic>
+#include <functional>
 #include <numeric>
-#include <system_error>
 #include <thread>
 
+#include "barrier.h"
 #include "table.h"
 
 namespace birnn {
@@ -28,9 +29,9 @@ void run_on_own_threads(int64_t count, const std::function<void(int64_t)>& body)
   threads.reserve(count);
   int64_t started = 1;
   try {
-    for (; started < count; ++started) threads.emplace_back(body, started);
-  } catch (const std::system_error&) {
-    // No more threads to be had: the rest is done here.
+    for (; started < count; ++started) threads.emplace_back(std::cref(body), started);
+  } catch (...) {
+    // No more threads to be had, or no memory for one: the rest is done here.
   }
   body(0);
   for (int64_t i = started; i < count; ++i) body(i);
@@ -47,14 +48,14 @@ void run_together_on_own_threads(int64_t count, const std::function<void(int64_t
     while (go.load() == 0) std::this_thread::yield();
     if (go.load() == 1) body(i);
   };
+  bool all = true;
   try {
     for (int64_t i = 1; i < count; ++i) threads.emplace_back(wait_and_run, i);
-    go.store(1);
-    body(0);
-  } catch (const std::system_error&) {
-    go.store(-1);
-    otherwise();
+  } catch (...) {
+    all = false;
   }
+  go.store(all ? 1 : -1);
+  all ? body(0) : otherwise();
   for (std::thread& t : threads) t.join();
 }
 
@@ -73,35 +74,6 @@ void run_tasks(int64_t count, bool parallel, const std::function<void(int64_t)>&
     });
   }
 }
-
-namespace {
-
-// Where all members of a team wait until the last one has come. They spin, since the wait is a fraction of a time step; if it
-// takes long, a member has no core to itself, and the waiting ones give theirs up.
-class Barrier {
- public:
-  explicit Barrier(int size) : size_(size) {}
-  Barrier(const Barrier& other) : size_(other.size_) {}
-
-  void wait() {
-    const unsigned turn = turn_.load(std::memory_order_acquire);
-    if (arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 == size_) {
-      arrived_.store(0, std::memory_order_relaxed);
-      turn_.store(turn + 1, std::memory_order_release);
-      return;
-    }
-    for (int spins = 0; turn_.load(std::memory_order_acquire) == turn; ++spins) {
-      if (spins > 2000) std::this_thread::yield();
-    }
-  }
-
- private:
-  const int size_;
-  alignas(64) std::atomic<int> arrived_{0};
-  alignas(64) std::atomic<unsigned> turn_{0};
-};
-
-}  // namespace
 
 void run_teams(int64_t tasks, int members, bool parallel, const std::function<void(int64_t, const Team&)>& body) {
   const auto alone = [&](int64_t task) { body(task, Team{}); };

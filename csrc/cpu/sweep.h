@@ -22,6 +22,10 @@ struct Arena {
   }
 };
 
+// Episodes that go through time at once. A row may have as many as it has steps, and each needs states in scratch memory while it
+// is at work; a product gains nothing from more rows than this.
+constexpr int64_t episodes_at_once = 256;
+
 // The rows of a task, or episodes of rows, sorted by falling length, so that those at work at a step are the first `active(s)`.
 struct Rows {
   const int64_t* lengths;  // of the layer, or null
@@ -32,6 +36,16 @@ struct Rows {
 
   Rows(const int64_t* lengths, int64_t T, const Task& task)
       : lengths(lengths), index(task.index), episodes(task.episodes), count(task.count), T(T), dir(task.dir) {}
+
+  // What goes through time one after the other: the first batch is the largest and the longest. Whole rows are one batch.
+  int64_t batches() const { return episodes && count > 0 ? divide_up(count, episodes_at_once) : 1; }
+  Rows batch(int64_t k) const {
+    const int64_t size = divide_up(count, batches()), first = k * size;
+    Rows some = *this;
+    some.index += first, some.count = smaller(size, count - first);
+    if (episodes) some.episodes += first;
+    return some;
+  }
 
   int64_t begin(int64_t i) const { return episodes ? episodes[i].begin : 0; }
   int64_t length(int64_t i) const { return episodes ? episodes[i].length : lengths ? lengths[index[i]] : T; }

@@ -51,15 +51,23 @@ Pair::Pair(const at::Device& device, int64_t directions) : streams_(std::make_un
 }
 
 void Pair::join() {
-  streams_->joined = true;
   for (int d = 0; d + 1 < int(streams_->all.size()); ++d) wait(caller, mark(d));
+  streams_->joined = true;
 }
 
+// Where something has been thrown (an allocation, say), memory that the streams are still at work on is about to be given back.
 Pair::~Pair() {
+  if (streams_->joined) return;
   try {
-    if (!streams_->joined) join();
+    join();
   } catch (...) {
-    // Something has been thrown already, and says more than a stream that cannot be joined.
+    for (size_t d = 0; d + 1 < streams_->all.size(); ++d) {
+      try {
+        streams_->all[d].synchronize();
+      } catch (...) {
+        // What has been thrown already says more.
+      }
+    }
   }
 }
 

@@ -8,6 +8,7 @@ import random
 from dataclasses import replace
 
 import compare
+import grids
 import problems
 import pytest
 import torch
@@ -75,6 +76,32 @@ def test_more_than_one_chunk():
     T, lengths = 700, [700, 650, 3]
     problem = problems.typical("LSTM", T, len(lengths), 9, 20, dtype=torch.float64)
     check(replace(problem, lengths=numbers(T, lengths, 0.004)))
+
+
+@pytest.mark.parametrize("kind", problems.KINDS)
+@pytest.mark.parametrize("share", [0.7, 1.0], ids=["short", "every_step"])
+@pytest.mark.parametrize("threads", [1, 4])
+def test_more_episodes_than_go_through_time_at_once(isa, kind, share, threads):
+    """Each thread has its episodes in several batches, whose gradients add up."""
+    torch.set_num_threads(threads)
+    T, lengths = 340, [340, 339, 0, 330, 1]
+    problem = replace(problems.typical(kind, T, len(lengths), 5, 19), lengths=numbers(T, lengths, share))
+    check(problem)
+    assert all(map(torch.equal, with_c(problem, ops.layer), with_c(problem, ops.layer)))
+
+
+@pytest.mark.parametrize("backward", [False, True], ids=["forward", "backward"])
+@pytest.mark.parametrize("kind", grids.MODES)
+@pytest.mark.parametrize("threads", [1, 4])
+def test_scratch_memory_does_not_grow_with_the_number_of_episodes(kind, backward, threads):
+    def scratch(T, every, H=512):
+        episodes = [[1 + t // every for t in range(T)]] * 64
+        return _C.scratch(kind, episodes, H, H, H, 2, threads, backward)
+
+    assert scratch(1000, 1) == scratch(16, 1) == scratch(800, 1) > 0
+    assert scratch(1000, 5) < 2 * scratch(1000, 1)
+    # A row of an LSTM: input, gates, h twice, c, each padded: 17 KB. (Once there were 64000 of these per direction.)
+    assert scratch(1000, 1) <= 256 * 2 * threads * 17 * 1024
 
 
 def test_states_where_no_row_goes_on():

@@ -23,7 +23,17 @@ struct Pair::Streams {
   shim::Queue& of(int who) { return who == caller ? all.back() : all[size_t(who)]; }
 };
 
+namespace {
+
+int64_t products = 0;  // since the last fork
+
+// On a GPU a product may need memory for its workspace, and there may be none (BIRNN_SHIM_FAIL_PRODUCT: at the how-manieth).
+void count_product() { TORCH_CHECK(products++ != shim::setting("BIRNN_SHIM_FAIL_PRODUCT", -1), "no memory for a product"); }
+
+}  // namespace
+
 Pair::Pair(const at::Device&, int64_t directions) : streams_(std::make_unique<Streams>()) {
+  products = 0;
   streams_->all.resize(size_t(directions) + 1);
   const Mark fork = mark(caller);
   for (int d = 0; d < directions; ++d) wait(d, fork);
@@ -61,9 +71,11 @@ Pair::On::~On() = default;
 Precision::Precision(at::ScalarType) {}
 
 void multiply(const at::Tensor& out, const at::Tensor& a, const at::Tensor& b) {
+  count_product();
   shim::enqueue(shim::current, [=] { at::Tensor(out).copy_(at::mm(a.to(out.dtype()), b.to(out.dtype()))); });
 }
 void add_product(const at::Tensor& sum, const at::Tensor& a, const at::Tensor& b, bool first, const at::Tensor&) {
+  count_product();
   shim::enqueue(shim::current, [=] {
     const at::Tensor product = at::mm(a.to(sum.dtype()), b.to(sum.dtype()));
     first ? at::Tensor(sum).copy_(product) : at::Tensor(sum).add_(product);

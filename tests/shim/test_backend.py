@@ -321,3 +321,31 @@ def test_states_are_written_into_rows_of_a_larger_tensor(shim, kind):
             assert torch.equal(states[3:5], expected)
             states[3:5] = torch.nan
             assert states.isnan().all()
+
+
+# ---- errors between fork and join ----
+
+
+@pytest.mark.parametrize("kind, tier", [("GRU", "stepwise"), ("LSTM_PROJ", "stepwise"), ("LSTM", "block"), ("GRU", "spread")])
+def test_a_product_that_fails_leaves_nothing_behind(kind, tier, monkeypatch):
+    """What was enqueued before is run to its end, in memory that is still there, and the next call knows nothing of it."""
+    monkeypatch.setenv("BIRNN_CUDA_TIER", tier)
+    monkeypatch.setenv("BIRNN_CUDA_CHUNK_BYTES", "1")  # chunks of one step: the streams wait for each other
+    problem = problems.small(kind, lengths=True)
+    expected = problems.run(problem, layer)
+    results, leaves = problems.results(problem, layer), problem.leaves()
+    cotangents = problem.cotangents[: len(results)]
+    for call in (
+        lambda: problems.results(problem, layer),
+        lambda: torch.autograd.grad(results, leaves, cotangents, retain_graph=True),
+    ):
+        for product in range(1000):
+            with monkeypatch.context() as short:
+                short.setenv("BIRNN_SHIM_FAIL_PRODUCT", str(product))
+                try:
+                    call()
+                    break
+                except RuntimeError as error:
+                    assert "no memory for a product" in str(error)
+            assert all(map(torch.equal, problems.run(problem, layer), expected))
+        assert 4 < product < 999
