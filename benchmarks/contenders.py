@@ -17,7 +17,7 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 from .problem import torch_layer
 from .shapes import MODES
 
-THEIRS, OURS = "torch.nn", "birnn_ext"
+THEIRS, OURS, UNPACKED = "torch.nn", "birnn_ext", "birnn_ext, not packed beforehand"
 PACKED = {"float32": None, "bfloat16": torch.bfloat16}  # as birnn_ext.prepack takes them
 
 
@@ -99,12 +99,12 @@ class Torch(ModuleContender):
 
 class Ours(ModuleContender):
     """birnn_ext's layer; ragged batches by `lengths`. `packed`: None, or "float32" or "bfloat16", in which its weights are
-    packed beforehand; inference only."""
+    packed beforehand; inference only. `name`: of one that stands beside another."""
 
     name = OURS
 
-    def __init__(self, packed=None):
-        self.packed = packed
+    def __init__(self, packed=None, name=None):
+        self.packed, self.name = packed, name or self.name
 
     def prepare(self, problem):
         super().prepare(problem)

@@ -25,7 +25,7 @@ from birnn_ext.clock import geometric_mean, interleave, ratio, spread
 
 from . import machine
 from .check import CheckFailed, Judge
-from .contenders import OURS, PACKED, THEIRS, Ours, Torch
+from .contenders import OURS, PACKED, THEIRS, UNPACKED, Ours, Torch
 from .peers import PEERS
 from .problem import INPUTS, draw
 from .shapes import GRID, MODES, PASSES, QUICK, WIDE, Case, parse_shape
@@ -77,7 +77,7 @@ def measure(cases, *, budget, peers=(), seed=0, wide=False, packed=None, show=pr
             exact = draw(case, seed)
             judge = Judge(rounded(exact) if packed == "bfloat16" else exact)
             more = {"rounding_error": judge.difference(exact)} if packed == "bfloat16" else {}
-        contenders = [Torch(), Ours(packed)] + [PEERS[name]() for name in peers]
+        contenders = [Torch(), Ours(packed)] + [Ours(name=UNPACKED)] * bool(packed) + [PEERS[name]() for name in peers]
         entry = _one(case, judge, budget, contenders, result["probes"]["before"], skipped, versions, show)
         result["cases"].append(entry | more)
         show(line(entry))
@@ -127,6 +127,7 @@ def _one(case, judge, budget, candidates, speed, skipped, versions, show):
     )
     floor = machine.floor(case, judge.problem.lengths, speed)
     ratios = {name: ratio(seconds[name], seconds[OURS]) for name in seconds if name != OURS}
+    unpacked = {"unpacked_ratio": ratios.pop(UNPACKED)} if UNPACKED in ratios else {}
     best = min(ratios, key=lambda name: ratios[name]["median"])
     entry = {
         "key": case.key,
@@ -139,6 +140,7 @@ def _one(case, judge, budget, candidates, speed, skipped, versions, show):
         "ratio": ratios[THEIRS],
         "peer_ratio": {name: found for name, found in ratios.items() if name in PEERS},
         "best_of_all": {"name": best} | ratios[best],
+        **unpacked,
         "floor_ms": None if floor is None else 1e3 * floor,
         "share_of_floor": None if floor is None else floor / min(seconds[OURS]),
     }
@@ -154,6 +156,8 @@ def line(entry):
         f"{factor['low']:>7.2f}-{factor['high']:<6.2f}{factor['of_minima']:>10.2f}x"
     )
     text += f"{'-':>10}" if share is None else f"{share:>10.0%}"
+    if unpacked := entry.get("unpacked_ratio"):
+        text += f"   not packed {times[UNPACKED]['median_ms']:.2f} ms ({unpacked['median']:.2f}x)"
     for name, peer in entry["peer_ratio"].items():
         text += f"   {name} {times[name]['median_ms']:.2f} ms ({peer['median']:.2f}x)"
     return text
