@@ -248,8 +248,10 @@ def arguments(argv=None):
         parser.error(f"--threads must be at least 1, got {min(args.threads)}")
     if args.packed and (args.dtype, args.device) != ("float32", "cpu"):
         parser.error(f"--packed is for float32 on the cpu, got {args.dtype} on {args.device}")
-    if args.packed:
+    if args.packed and args.passes == list(PASSES):
         args.passes = ["inference"]
+    if args.packed and args.passes != ["inference"]:
+        parser.error("--packed is for inference")
     args.shapes = (
         args.shapes
         or [entry for entry in WIDE if args.wide]

@@ -139,6 +139,8 @@ def packed_layer(
     Raises:
         RuntimeError: a derivative is wanted, or tensors do not fit.
     """
+    if forward_ad._current_level >= 0:
+        raise RuntimeError("a prepacked layer has no forward-mode derivatives: use the layer that it was made of")
     if torch.is_grad_enabled() and not torch.compiler.is_exporting():
         for name, t in (("input", input), ("h_0", h0), ("c_0", c0)):
             if t is not None and t.requires_grad:
@@ -185,12 +187,14 @@ def _differentiable(*tensors):
 def _register_fakes():
     """Shapes of the results, for tensors without data: torch.compile, torch.export, the meta device."""
 
-    def layer_fake(input, h0, c0, lengths, w_ih, w_hh, b_ih, b_hh, w_hr, *rest, into=False):
+    def check_devices(input, names, given):
         # One meta tensor among others is enough to bring a call here; it would get uninitialised memory back.
-        given = (h0, c0, lengths, w_ih, w_hh, b_ih, b_hh, w_hr, *rest[:5])
-        for name, t in zip(TENSORS, given, strict=True):
+        for name, t in zip(names, given, strict=True):
             if t is not None and t.device != input.device:
                 raise RuntimeError(f"{name}: expected device {input.device}, that of input, got {t.device}")
+
+    def layer_fake(input, h0, c0, lengths, w_ih, w_hh, b_ih, b_hh, w_hr, *rest, into=False):
+        check_devices(input, TENSORS, (h0, c0, lengths, w_ih, w_hh, b_ih, b_hh, w_hr, *rest[:5]))
         w_ih_reverse, (mode, batch_first, train) = rest[0], rest[-3:]
         B, T = (input.shape[0], input.shape[1]) if batch_first else (input.shape[1], input.shape[0])
         D = 1 if w_ih_reverse is None else 2
@@ -209,6 +213,7 @@ def _register_fakes():
 
     def packed_fake(input, h0, c0, lengths, packed, packed_reverse, mode, batch_first, hidden_size, proj_size):
         B, T = (input.shape[0], input.shape[1]) if batch_first else (input.shape[1], input.shape[0])
+        check_devices(input, (*TENSORS[:3], "packed", "packed_reverse"), (h0, c0, lengths, packed, packed_reverse))
         D, P = 1 if packed_reverse is None else 2, proj_size or hidden_size
         output = input.new_empty((B, T, D * P) if batch_first else (T, B, D * P))
         c_n = input.new_empty((D, B, hidden_size) if mode == "LSTM" else (0,))

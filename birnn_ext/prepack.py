@@ -27,7 +27,7 @@ def prepack(model: Model, dtype: torch.dtype | None = None, inplace: bool = Fals
 
     Such a layer is called as before, and has no parameters. Small batches gain: a layer that meets few rows spends most of
     its time on reading weights, of which bfloat16 are half as many bytes. Results are then off by what rounding the weights
-    to 8 bits of precision does (each by 2**-8 of itself at most); all sums stay in float32.
+    to 8 bits of precision does (each by 2**-8 of itself at most, or 2**-126); all sums stay in float32.
 
     Its `state_dict` has the weights, as they were rounded, under torch.nn's names, and `load_state_dict` takes such ones.
     Pickles and copies fit any machine; what torch.export makes of it fits processors with the same instruction set.
@@ -67,6 +67,8 @@ def prepack(model: Model, dtype: torch.dtype | None = None, inplace: bool = Fals
     if dtype not in (None, torch.bfloat16):
         raise ValueError(f"prepack: dtype should be None or torch.bfloat16, got {dtype}")
     found = _layers(model)
+    if not found and any(isinstance(module, Prepacked) for module in model.modules()):
+        raise ValueError("prepack: expected layers that are not prepacked yet, got a model whose layers are")
     if not found:
         raise ValueError(
             "prepack: expected a model with layers of birnn_ext, got one with none (birnn_ext.convert swaps torch.nn's)"
@@ -75,8 +77,11 @@ def prepack(model: Model, dtype: torch.dtype | None = None, inplace: bool = Fals
         _check(layer, dtype, f" {name}" if name else "")
     if not inplace:
         model = copy.deepcopy(model)
-    for _, layer in _layers(model):
-        _give(layer, dtype)
+    layers = [layer for _, layer in _layers(model)]
+    with torch.no_grad():
+        packed = [_pack(layer._layers(), layer.mode, dtype) for layer in layers]  # all of them, before anything is changed
+    for layer, tensors in zip(layers, packed, strict=True):
+        _give(layer, dtype, tensors)
     return model
 
 
@@ -98,48 +103,86 @@ def _check(layer, dtype, name):
             raise ValueError(f"prepack: expected weights on cpu, got{name or ' some'} on {weight.device}")
         if not weight.is_floating_point() or (weight.dtype == torch.float64 and dtype is not None):
             raise ValueError(f"prepack: expected weights that can be packed as {dtype}, got{name or ' some'} of {weight.dtype}")
-        if dtype is not None and not torch.isfinite(weight.detach().to(dtype)).all():
-            raise ValueError(f"prepack: expected weights that are finite as {dtype}, got{name or ' some'} that are not")
+        _check_finite(weight, dtype, name)
+
+
+def _check_finite(weight, dtype, name):
+    if dtype == torch.bfloat16 and not torch.isfinite(weight.detach().to(dtype)).all():
+        raise ValueError(f"prepack: expected weights that are finite as {dtype}, got{name or ' some'} that are not")
 
 
 def _flat(layers):
     return [weight for directions in layers for held in directions for weight in held if weight is not None]
 
 
-def _give(layer, dtype):
+def _full(dtype):
+    """The dtype of the arithmetic for weights of this one."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def _pack(layers, mode, dtype):
+    """The weights of all directions of all layers, packed, one after the other; as `dtype`, or None: as they are."""
+    held = [weights for directions in layers for weights in directions]
+    full = _full(dtype or held[0][0].dtype)
+    held = [tuple(None if w is None else w.detach().to("cpu", full) for w in weights) for weights in held]
+    return [torch.ops.birnn_ext.pack_weights(*weights, mode, dtype == torch.bfloat16) for weights in held]
+
+
+def _give(layer, dtype, packed):
     """Makes a Prepacked of the layer, which stays the object that it is."""
     kind = parametrize.type_before_parametrizations(layer)
-    with torch.no_grad():
-        weights = [held for directions in layer._layers() for held in directions]
-        like = torch.empty(0, dtype=weights[0][0].dtype)
+    like = _flat(layer._layers())[0].detach().new_empty(0)
     layer._parameters.clear()
     # (torch's remove_parametrizations would take the weight from the class, which copies share.)
     layer._modules.pop("parametrizations", None)
     layer.__class__ = Prepacked
-    layer.__dict__.update(_name=kind.__name__, _narrow=dtype is not None, _names=layer._all_weights)
+    layer.__dict__.update(_name=kind.__name__, _packed_as=dtype or _full(like.dtype), _names=layer._all_weights)
     layer.__dict__.update(_all_weights=[], _flat_weights_names=["_like"])  # what is looked at before a call, or behind it
     layer.register_buffer("_like", like, persistent=False)
-    layer._pack(weights)
+    layer._keep(packed)
 
 
 class Prepacked(RNNBase):
     """A layer whose weights are packed; made by :func:`prepack`."""
 
     _name: str
-    _narrow: bool
+    _packed_as: torch.dtype
     _names: list[list[str]]  # of the weights of each direction
     _like: Tensor  # has the dtype of input and results
 
     def __init__(self) -> None:
         raise TypeError("a Prepacked is made by birnn_ext.prepack")
 
-    @torch.no_grad()
-    def _pack(self, weights):
-        """weights: (w_ih, w_hh, b_ih | None, b_hh | None, w_hr | None), one after the other in the order of _names."""
-        full = torch.float64 if self._like.dtype == torch.float64 else torch.float32
-        for names, held in zip(self._names, weights, strict=True):
-            packed = torch.ops.birnn_ext.pack_weights(*functional.cast(held, full), self.mode, self._narrow)
-            self.register_buffer(names[0].replace("weight_ih", "packed"), packed, persistent=False)
+    @property
+    def packed_dtype(self) -> torch.dtype:
+        """What the weights are packed as."""
+        return self._packed_as
+
+    def _keep(self, packed):
+        for names, new in zip(self._names, packed, strict=True):
+            name = names[0].replace("weight_ih", "packed")
+            old = self._buffers.get(name)
+            if old is not None and old.shape == new.shape and not old.is_inference():
+                old.copy_(new)  # whoever holds it, such as a traced module, sees the new weights
+            else:
+                self.register_buffer(name, new, persistent=False)
+
+    def _load(self, plain):
+        """Takes these weights, by name."""
+        for name, weight in plain.items():
+            _check_finite(weight, self._packed_as, f" {name}")
+        layers = []
+        for names in self._names:
+            held = [plain[name] for name in names]
+            if not self.bias:
+                held[2:2] = (None, None)
+            if not self.proj_size:
+                held.append(None)
+            layers.append((tuple(held),))
+        with torch.no_grad():
+            narrow = torch.bfloat16 if self._packed_as == torch.bfloat16 else None
+            layers = functional.cast(tuple(layers), _full(self._packed_as))
+            self._keep(_pack(layers, self.mode, narrow))
 
     def _packed(self):
         """L tuples of D packed tensors."""
@@ -148,17 +191,11 @@ class Prepacked(RNNBase):
         return tuple(zip(packed[0::2], packed[1::2], strict=True)) if self.bidirectional else tuple([(p,) for p in packed])
 
     def _plain(self):
-        """{name: weight} of the weights as they were rounded, in the dtype of the layer."""
+        """{name: weight} of the weights as they were rounded, in the dtype of the arithmetic."""
         plain = {}
         for names, packed in zip(self._names, (p for directions in self._packed() for p in directions), strict=True):
-            held = [t for t in torch.ops.birnn_ext.unpack_weights(packed) if t.numel()]
-            plain |= zip(names, functional.cast(tuple(held), self._like.dtype), strict=True)
+            plain |= zip(names, (t for t in torch.ops.birnn_ext.unpack_weights(packed) if t.numel()), strict=True)
         return plain
-
-    @property
-    def packed_dtype(self) -> torch.dtype:
-        """What the weights are packed as."""
-        return torch.bfloat16 if self._narrow else torch.float64 if self._like.dtype == torch.float64 else torch.float32
 
     # ------------------------------------------------------------------------------------------- the call
 
@@ -191,37 +228,33 @@ class Prepacked(RNNBase):
 
     def _save_to_state_dict(self, destination, prefix, keep_vars):
         super()._save_to_state_dict(destination, prefix, keep_vars)
-        destination.update({prefix + name: weight for name, weight in self._plain().items()})
+        destination.update({prefix + name: weight.to(self._like.dtype) for name, weight in self._plain().items()})
 
     def _load_from_state_dict(self, state_dict, prefix, metadata, strict, missing_keys, unexpected_keys, error_msgs):
+        super()._load_from_state_dict(state_dict, prefix, metadata, strict, missing_keys, unexpected_keys, error_msgs)
         plain = self._plain()
-        for name, weight in plain.items():
-            if prefix + name not in state_dict:
-                missing_keys.append(prefix + name)
-                continue
-            given = state_dict[prefix + name]
-            if given.shape != weight.shape:
-                error_msgs.append(
-                    f"size mismatch for {prefix + name}: copying a param with shape {given.shape} from checkpoint, "
-                    f"the shape in current model is {weight.shape}."
+        ours = {prefix + name: name for name in plain}
+        unexpected_keys[:] = [key for key in unexpected_keys if key not in ours]
+        errors = []
+        for key, name in ours.items():
+            given = state_dict.get(key)
+            if given is None:
+                missing_keys.append(key)
+            elif not isinstance(given, Tensor) or given.is_meta:
+                errors.append(f'While copying the parameter named "{key}", expected a tensor with data, got {_kind_of(given)}.')
+            elif given.shape != plain[name].shape:
+                errors.append(
+                    f"size mismatch for {key}: copying a param with shape {given.shape} from checkpoint, "
+                    f"the shape in current model is {plain[name].shape}."
                 )
             else:
                 plain[name] = given
-        for key in state_dict if strict else ():
-            if key.startswith(prefix) and "." not in key[len(prefix) :] and key[len(prefix) :] not in plain:
-                unexpected_keys.append(key)
-        if not error_msgs:
-            self._pack(self._in_order(plain))
-
-    def _in_order(self, plain):
-        """The weights by name, as `_pack` takes them."""
-        for names in self._names:
-            held = [plain[name] for name in names]
-            if not self.bias:
-                held[2:2] = (None, None)
-            if not self.proj_size:
-                held.append(None)
-            yield tuple(held)
+        if not errors:
+            try:
+                self._load(plain)
+            except ValueError as error:
+                errors.append(str(error))
+        error_msgs += errors
 
     def __getstate__(self):
         # Packed memory fits one instruction set; a pickle may be read elsewhere.
@@ -231,7 +264,17 @@ class Prepacked(RNNBase):
     def __setstate__(self, state):
         plain = state.pop("_plain_weights")
         super().__setstate__(state)
-        self._pack(self._in_order(plain))
+        self._load(plain)
+
+    # ------------------------------------------------------------------------------ what a layer has and this has not
+
+    def reset_parameters(self) -> None:
+        """Raises RuntimeError: there are none."""
+        raise RuntimeError("a prepacked layer has no parameters to draw anew: load_state_dict takes weights")
+
+    def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
+        """Raises RuntimeError: it would not be computed with."""
+        raise RuntimeError(f"{name}: a prepacked layer takes no parameters: load_state_dict takes weights")
 
     def _get_name(self):
         return self._name
@@ -239,3 +282,7 @@ class Prepacked(RNNBase):
     def extra_repr(self) -> str:
         """As that of the layer that it was, and the dtype of the packed weights."""
         return f"{super().extra_repr()}, packed={str(self.packed_dtype).removeprefix('torch.')}"
+
+
+def _kind_of(value):
+    return "a tensor on meta" if isinstance(value, Tensor) else type(value).__name__

@@ -18,6 +18,7 @@ from . import module as ours
 from . import packed, reference
 from .base import RNNBase
 from .convert import TO_TORCH
+from .prepack import Prepacked
 
 TO_OURS = {"RNN_TANH": ours.RNN, "RNN_RELU": ours.RNN, "GRU": ours.GRU, "LSTM": ours.LSTM}
 
@@ -116,6 +117,8 @@ def _checked(module: Any, name: str) -> Any:
     """`module`, if it is a layer whose insides are known."""
     if not isinstance(module, (nn.RNNBase, RNNBase)) or module.mode not in TO_TORCH:
         raise TypeError(f"{name} should be an RNN, GRU or LSTM of torch.nn or birnn_ext, got {type(module).__name__}")
+    if isinstance(module, Prepacked):
+        raise TypeError(f"{name} should be a layer with weights of its own, got a prepacked one: take the one it was made of")
     variant: Any = getattr(module, "variant", None)
     if variant is not None:
         asked = ", ".join(f"{name}={value!r}" for name, value in variant.asked().items())

@@ -77,6 +77,7 @@ def test_keys_tell_cases_apart():
         ["--peers", "keras"],
         ["--packed", "int8"],
         ["--packed", "float32", "--dtype", "float64"],
+        ["--packed", "float32", "--passes", "training"],
     ],
 )
 def test_bad_arguments_are_refused(argv, capsys):

@@ -231,6 +231,50 @@ def test_what_does_not_load_changes_nothing():
     assert torch.equal(fast.state_dict()["weight_ih_l0"], state["weight_ih_l0"]) and not torch.equal(fast(x)[0], before)
 
 
+def test_more_that_does_not_load():
+    _, ours = layers()
+    fast, x = birnn_ext.prepack(ours, torch.bfloat16), torch.randn(4, 3, 5)
+    before, state = fast(x)[0], ours.state_dict()
+    bad = {key: torch.full_like(state["weight_hh_l0"], value) for key, value in (("nan", torch.nan), ("inf", torch.inf))}
+    for weight, match in (
+        (bad["nan"], "finite as torch.bfloat16, got weight_hh_l0 that are not"),
+        (bad["inf"], "finite as torch.bfloat16, got weight_hh_l0 that are not"),
+        (state["weight_hh_l0"].to("meta"), 'named "weight_hh_l0", expected a tensor with data, got a tensor on meta'),
+        ([1, 2], 'named "weight_hh_l0", expected a tensor with data, got list'),
+    ):
+        with pytest.raises(RuntimeError, match=match):
+            fast.load_state_dict(state | {"weight_hh_l0": weight})
+        assert torch.equal(fast(x)[0], before)
+    with pytest.raises(RuntimeError, match='Unexpected key.*"foo.bar"'):
+        fast.load_state_dict(fast.state_dict() | {"foo.bar": torch.zeros(1)})
+
+
+def test_buffers_and_hooks_of_ones_own():
+    _, ours = layers()
+    ours.register_buffer("scale", torch.zeros(1))
+    fast, seen = birnn_ext.prepack(ours), []
+    fast.register_load_state_dict_pre_hook(lambda *args: seen.append(1))
+    fast.load_state_dict(fast.state_dict() | {"scale": torch.ones(1)})
+    assert fast.scale.item() == 1 and seen == [1]
+
+
+def test_other_dtypes_afterwards():
+    """The weights stay as they are packed; input and results follow the module."""
+    _, ours = layers()
+    x = torch.randn(4, 3, 5)
+    fast = birnn_ext.prepack(ours, torch.bfloat16)
+    expected = fast(x)
+    for found in (copy.deepcopy(copy.deepcopy(fast).double()).float(), copy.deepcopy(fast).bfloat16().float()):
+        assert found.packed_dtype == torch.bfloat16
+        torch.testing.assert_close(found(x), expected)
+    half = copy.deepcopy(fast).bfloat16()
+    torch.testing.assert_close(half(x.bfloat16())[0], expected[0].bfloat16(), atol=0.01, rtol=0)
+    wide = birnn_ext.prepack(ours.double()).float()
+    assert wide.packed_dtype == torch.float64
+    with pytest.raises(RuntimeError, match="expected dtype Double, that of the packed weights"):
+        wide(x)
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_copies_and_pickles_also_for_another_instruction_set(dtype):
     _, ours = layers("GRU", 5, 9, 2)
@@ -321,6 +365,16 @@ def test_what_cannot_be_packed_leaves_all_as_it_was():
         torch.nn.utils.weight_norm(older[1], "weight_hh_l0")
     with pytest.raises(ValueError, match="got 1 with weight_hh_l0_g, weight_hh_l0_v: undo what made them"):
         birnn_ext.prepack(older, inplace=True)
+    broken = nn.Sequential(good, birnn_ext.GRU(5, 9))
+    broken[1].weight_hh_l0.data = torch.zeros(27, 8)
+    with pytest.raises(RuntimeError, match="w_hh: expected shape"):
+        birnn_ext.prepack(broken, inplace=True)
+    assert type(good) is birnn_ext.GRU and len(list(good.parameters())) == 4
+    with pytest.raises(ValueError, match="expected layers that are not prepacked yet"):
+        birnn_ext.prepack(birnn_ext.prepack(good))
+    with torch.device("meta"):
+        fast = birnn_ext.prepack(good)
+    fast(torch.randn(4, 3, 5))
     birnn_ext.prepack(infinite)  # float32 has infinity
     with pytest.raises(TypeError, match="prepack: model should be a torch.nn.Module, got int"):
         birnn_ext.prepack(3)
@@ -337,6 +391,18 @@ def test_calls_that_are_refused():
         with pytest.raises(RuntimeError, match="h_0 requires grad"):
             fast(x, torch.zeros(2, 3, 9, requires_grad=True))
         fast(x)
+        for transform in (torch.func.jacfwd, torch.func.jacrev):
+            with pytest.raises(RuntimeError, match="a prepacked layer has no"):
+                transform(lambda x: fast(x)[0])(x)
+        with pytest.raises(RuntimeError, match="a prepacked layer has no forward-mode derivatives"):
+            torch.func.jvp(lambda x: fast(x)[0], (x,), (x,))
+    with pytest.raises(RuntimeError, match="no parameters to draw anew"):
+        fast.reset_parameters()
+    with pytest.raises(RuntimeError, match="weight_hh_l0: a prepacked layer takes no parameters"):
+        fast.weight_hh_l0 = nn.Parameter(torch.zeros(27, 9))
+    for function in (birnn_ext.layout.unstack, lambda layer: birnn_ext.layout.trace(layer, x)):
+        with pytest.raises(TypeError, match="should be a layer with weights of its own, got a prepacked one"):
+            function(fast)
     with pytest.raises(ValueError, match="neither reset nor return_states"):
         fast(x, reset=torch.zeros(4, 3, dtype=torch.bool))
     with pytest.raises(ValueError, match="neither reset nor return_states"):
@@ -367,6 +433,10 @@ def test_traced():
     traced = torch.jit.trace(fast, (x,))
     y = torch.randn(6, 2, 5)
     torch.testing.assert_close(traced(y), fast(y))
+    before = fast(y)[0]
+    fast.load_state_dict(birnn_ext.LSTM(5, 9, bidirectional=True).state_dict())
+    torch.testing.assert_close(traced(y), fast(y))
+    assert not torch.equal(fast(y)[0], before)
 
 
 def test_vmap():

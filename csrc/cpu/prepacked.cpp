@@ -33,6 +33,17 @@ int64_t bytes_of(const PackedHeader& h) {
   return bytes;
 }
 
+// Whether this is a header that pack_weights could have written for so many bytes. The bytes may be anybody's, so nothing is
+// computed from them that could wrap.
+bool is_sound(const PackedHeader& h, int64_t bytes) {
+  if (std::memcmp(h.magic, magic, sizeof(magic)) != 0 || h.mode < 0 || h.mode >= MODE_COUNT) return false;
+  if (h.projected > 1 || h.narrow > 1 || h.bias > 1) return false;
+  if (h.element != sizeof(float) && (h.element != sizeof(double) || h.narrow)) return false;
+  if (h.I < 1 || h.H < 1 || h.P < 1 || (h.projected ? h.mode != LSTM : h.P != h.H)) return false;
+  const double weights = double(cell_facts[h.mode].gates) * double(h.H) * (double(h.I) + double(h.P));
+  return weights * h.element / (h.narrow ? 2 : 1) <= double(bytes);
+}
+
 // The header of a tensor that can be computed with here.
 PackedHeader header_of(const char* name, const at::Tensor& packed) {
   PackedHeader h;
@@ -41,7 +52,7 @@ PackedHeader header_of(const char* name, const at::Tensor& packed) {
               name, ": expected what pack_weights returned, got a tensor of dtype ", packed.scalar_type(), " and shape ",
               packed.sizes(), " on ", packed.device());
   std::memcpy(&h, packed.const_data_ptr(), sizeof(h));
-  TORCH_CHECK(std::memcmp(h.magic, magic, sizeof(magic)) == 0 && h.mode >= 0 && h.mode < MODE_COUNT, name,
+  TORCH_CHECK(is_sound(h, packed.numel()), name,
               ": expected what pack_weights of this version of birnn_ext returned, got other bytes");
   TORCH_CHECK(std::strncmp(h.isa, table().name, sizeof(h.isa)) == 0, name, ": expected weights packed for ", table().name,
               ", the instruction set in use, got some for ", std::string(h.isa, strnlen(h.isa, sizeof(h.isa))),
@@ -113,21 +124,23 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> packed_layer(const at::Tensor& in
   l.packed[0] = packed, l.packed[1] = packed_reverse.value_or(at::Tensor());
   TORCH_CHECK(input.dim() == 3, "input: expected 3 dimensions, ", batch_first ? "[B, T, I]" : "[T, B, I]", ", got shape ",
               input.sizes());
+  const PackedHeader h = header_of("packed", packed);
+  TORCH_CHECK(h.mode == l.mode && h.H == hidden_size && (h.projected ? h.P : 0) == proj_size,
+              "packed: expected weights for mode ", mode, ", hidden_size ", hidden_size, " and proj_size ", proj_size,
+              ", got mode ", cell_facts[h.mode].name, ", ", h.H, " and ", h.projected ? h.P : 0);
+  if (l.packed[1].defined()) {
+    PackedHeader r = header_of("packed_reverse", l.packed[1]);
+    r.bias = h.bias;
+    TORCH_CHECK(std::memcmp(&r, &h, sizeof(h)) == 0,
+                "packed_reverse: expected weights of the mode, sizes and dtype of packed, got others");
+  }
+  TORCH_CHECK(input.is_floating_point() && int64_t(input.element_size()) == h.element, "input: expected dtype ",
+              h.element == sizeof(float) ? at::kFloat : at::kDouble, ", that of the packed weights, got ", input.scalar_type());
+  TORCH_CHECK(input.size(2) == h.I, "input: expected ", h.I, " features, got shape ", input.sizes());
   Sizes& n = l.n;
-  n = sizes_of(header_of("packed", packed));
+  n = sizes_of(h);
   n.T = input.size(batch_first ? 1 : 0), n.B = input.size(batch_first ? 0 : 1), n.D = l.packed[1].defined() ? 2 : 1;
   TORCH_CHECK(n.T > 0, "input: expected at least one time step, got shape ", input.sizes());
-  for (int d = 0; d < n.D; ++d) {
-    const char* name = d ? "packed_reverse" : "packed";
-    const PackedHeader h = header_of(name, l.packed[d]);
-    TORCH_CHECK(h.mode == l.mode && h.H == hidden_size && (h.projected ? h.P : 0) == proj_size && h.narrow == n.narrow, name,
-                ": expected weights for mode ", mode, ", hidden_size ", hidden_size, " and proj_size ", proj_size,
-                ", got mode ", cell_facts[h.mode].name, ", ", h.H, " and ", h.projected ? h.P : 0);
-    TORCH_CHECK(int64_t(input.element_size()) == h.element && input.is_floating_point(), "input: expected dtype ",
-                h.element == sizeof(float) ? at::kFloat : at::kDouble, ", that of the packed weights, got ",
-                input.scalar_type());
-    TORCH_CHECK(input.size(2) == h.I, "input: expected ", h.I, " features, got shape ", input.sizes());
-  }
   check_states(l);
   const auto options = input.options().requires_grad(false);
   const at::Tensor h_n = at::empty({n.D, n.B, n.P}, options);

@@ -1,6 +1,8 @@
 """Weights packed beforehand, by the ops: every instruction set, sizes around its vectors, both kinds of weights; and what such
 a tensor has to be."""
 
+import struct
+
 import grids
 import pytest
 import torch
@@ -152,10 +154,10 @@ def test_what_packed_weights_have_to_be():
     ):
         with pytest.raises(RuntimeError, match=match):
             run(x, [tensor], "GRU", 6)
-    with pytest.raises(RuntimeError, match="packed_reverse: expected weights for mode GRU, hidden_size 6"):
-        run(x, [packed, other], "GRU", 6)
-    with pytest.raises(RuntimeError, match="packed_reverse: expected weights"):
-        run(x, [packed, pack(weights, "GRU", True)], "GRU", 6)
+    for second in (other, pack(weights, "GRU", True), pack(draw("GRU", 4, 6), "GRU")):
+        with pytest.raises(RuntimeError, match="packed_reverse: expected weights of the mode, sizes and dtype of packed"):
+            run(x, [packed, second], "GRU", 6)
+    run(x, [packed, pack((*weights[:2], None, None, None), "GRU")], "GRU", 6)  # the one thing they need not share
     for input, match in (
         (x.double(), "input: expected dtype Float, that of the packed weights, got Double"),
         (x.int(), "input: expected dtype Float"),
@@ -173,6 +175,58 @@ def test_what_packed_weights_have_to_be():
         run(x, [packed], "GRU", 6, lengths=torch.tensor([4, 1]))
     with pytest.raises(ValueError, match="mode: expected one of"):
         run(x, [packed], "GRUU", 6)
+
+
+# The header as csrc/cpu/prepacked.h has it.
+HEADER = struct.Struct("8s16siiqqqBBB")
+FIELDS = ("magic", "isa", "mode", "element", "I", "H", "P", "projected", "narrow", "bias")
+
+
+@pytest.mark.parametrize(
+    "forged",
+    [
+        {"P": 1, "H": 4000},
+        {"P": 0},
+        {"P": -6},
+        {"projected": 1},
+        {"projected": 1, "P": 3},
+        {"mode": 2, "projected": 1, "P": 0},
+        {"mode": 2, "projected": 2, "P": 3},
+        {"mode": 4},
+        {"mode": -1},
+        {"element": 0},
+        {"element": 2},
+        {"element": 8, "narrow": 1},
+        {"narrow": 3},
+        {"bias": 7},
+        {"H": 0, "P": 0},
+        {"H": 2**62, "P": 2**62},
+        {"I": 2**58},
+        {"I": -5},
+        {"I": 0},
+        {"I": 2**62, "H": 1, "P": 1},
+    ],
+    ids=str,
+)
+def test_bytes_that_nobody_packed(forged):
+    """What comes from a file may be anything: it is refused before anything is computed from it."""
+    packed = pack(draw("GRU", 5, 6), "GRU")
+    fields = dict(zip(FIELDS, HEADER.unpack(bytes(packed[: HEADER.size].tolist())), strict=True)) | forged
+    header = torch.tensor(list(HEADER.pack(*fields.values())), dtype=torch.uint8)
+    for bytes_behind in (len(packed) - HEADER.size, 64 - HEADER.size, 100_000):
+        bad = torch.cat((header, torch.zeros(bytes_behind, dtype=torch.uint8)))
+        with pytest.raises(RuntimeError, match="packed: expected"):
+            torch.ops.birnn_ext.unpack_weights(bad)
+        with pytest.raises(RuntimeError, match="packed: expected"):
+            run(torch.randn(3, 2, 5), [bad], "GRU", 6)
+        with pytest.raises(RuntimeError, match="packed_reverse: expected"):
+            run(torch.randn(3, 2, 5), [packed, bad], "GRU", 6)
+
+
+def test_fake_tensors_of_two_devices():
+    packed = pack(draw("GRU", 5, 6), "GRU")
+    with pytest.raises(RuntimeError, match="packed: expected device cpu, that of input, got meta"):
+        run(torch.randn(3, 2, 5), [packed.to("meta")], "GRU", 6)
 
 
 def test_what_can_be_packed():
