@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT)]
 
 import birnn_ext  # noqa: E402
-from benchmarks import plot, table  # noqa: E402
+from benchmarks import growth, plot, table  # noqa: E402
 from birnn_ext.layout import trace  # noqa: E402
 from examples import japanese_vowels as vowels  # noqa: E402
 
@@ -40,6 +40,7 @@ def main(folder):
     states(folder / "states.svg")
     for name, result in table.load():
         plot.draw(result, folder / f"{Path(name).stem}.svg")
+    growth.draw(json.loads((table.RESULTS / "growth/cpu_epyc_zen4_gru.json").read_text()), folder / "growth.svg")
 
 
 def speed_result():
