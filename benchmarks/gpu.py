@@ -162,7 +162,8 @@ def smallest():
         module(x, **options)[0].sum().backward()
         torch.cuda.synchronize()
 
-    for tier, mode in product(("stepwise", "block", "spread"), MODES):
+    clusters = ("cluster",) if torch.cuda.get_device_capability()[0] >= 9 else ()
+    for tier, mode in product(("stepwise", "block", "spread", *clusters), MODES):
         os.environ["BIRNN_CUDA_TIER"] = tier
         train(birnn_ext.BiRNN(5, 9, mode=mode).cuda(), lengths=[3, 1, 0, 2, 3])
     os.environ["BIRNN_CUDA_TIER"], os.environ["BIRNN_PERSISTENT"] = "auto", "1"

@@ -75,7 +75,7 @@ def has_persistent(case):
     s, dtype, device = case.shape, getattr(torch, case.dtype), torch.cuda.current_device()
     with persistent():
         return any(
-            torch.ops.birnn_ext.cuda_tier(case.mode, dtype, s.B, s.H, 2, False, backward, device)[0] == "spread"
+            torch.ops.birnn_ext.cuda_tier(case.mode, dtype, s.B, s.H, 2, False, backward, device)[0] in ("spread", "cluster")
             for backward in (False, True)[: 1 + case.training]
         )
 

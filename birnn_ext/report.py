@@ -36,6 +36,7 @@ TIERS = {
     "stepwise": "a product and a kernel for every step",
     "block": "all steps in one launch, weights in one block's shared memory",
     "spread": "all steps in one launch, weights spread over many blocks; it has run on no GPU yet",
+    "cluster": "all steps in one launch, weights spread over clusters of blocks; it has run on no GPU yet",
 }
 
 

@@ -19,7 +19,7 @@ pytestmark = pytest.mark.slow
 OUT = build.ROOT / "build/cuda_gate"
 # Registers of a thread. Blocks of 512 threads may have 128 each on every architecture; the stepwise kernels shall not
 # keep their neighbours off a multiprocessor.
-BUDGET = {"block_kernel": 128, "spread_kernel": 128, "step_kernel": 64, "": 48}
+BUDGET = {"block_kernel": 128, "spread_kernel": 128, "cluster_kernel": 128, "step_kernel": 64, "": 48}
 
 
 def facts(expression):
@@ -87,7 +87,7 @@ def test_every_architecture_has_every_kernel(kernels):
     assert all(found == names for found in by_arch.values())
     # Four cells, three or four dtypes, two passes.
     assert sum("block_kernel" in name for name in names) == 4 * 3 * 2
-    assert sum("spread_kernel" in name for name in names) == 4 * 3 * 2
+    assert sum("spread_kernel" in name for name in names) == sum("cluster_kernel" in name for name in names) == 4 * 3 * 2
     assert sum("step_kernel" in name for name in names) == 4 * 4 * 2
 
 
@@ -108,7 +108,7 @@ def test_the_documented_registers(kernels):
     assert set(archs) == {arch for _, arch in kernels[1]}
     most = defaultdict(int)
     for (name, arch), (registers, _) in kernels[1].items():
-        kind = re.search(r"(forward|backward)_(step|block|spread)_kernel", name)
+        kind = re.search(r"(forward|backward)_(step|block|spread|cluster)_kernel", name)
         if kind:
             most[f"{kind[2]}, {kind[1]}", arch] = max(most[f"{kind[2]}, {kind[1]}", arch], registers)
     documented = {}

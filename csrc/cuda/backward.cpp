@@ -49,16 +49,15 @@ class BackwardPass {
         G(cell_facts[l.mode].gates),
         columns(columns_of(l.mode)) {
     launch = {dtype_of(l.input.scalar_type()), l.mode, nullptr};
-    tier = choose_tier(n, true, launch);
-    if (tier == Tier::spread) plan = spread_plan(n, true, launch);
+    choice = choose_tier(n, true, launch);
     steps = chunk_steps(n, columns.count, l.input);
     chunks = (n.T + steps - 1) / steps;
     options = l.input.options().requires_grad(false), wide = options.dtype(wide_type(l.input));
     for (int d = 0; d < n.D; ++d) {
       Direction& m = direction[d];
       m.carry = at::empty({n.B, n.P}, wide);
-      if (tier == Tier::stepwise) m.rec = at::empty({n.B, n.P}, wide);
-      if (tier == Tier::spread) m.exchange = exchange_memory(n, true, launch, options);
+      if (choice.tier == Tier::stepwise) m.rec = at::empty({n.B, n.P}, wide);
+      m.exchange = exchange_memory(choice, n, true, launch, options);
       if (cell_facts[l.mode].states == 2) m.dc = at::empty({n.B, n.H}, wide);
       if (n.projected) m.du = at::empty({n.B, n.H}, wide);
       for (int k = 0; k < (chunks > 1 ? 2 : 1); ++k) {
@@ -138,8 +137,7 @@ class BackwardPass {
   const Columns columns;
   at::TensorOptions options, wide;
   Launch launch;
-  Tier tier;
-  Plan plan = {};
+  Choice choice;
   int64_t steps, chunks;
   Direction direction[2];
   at::Tensor rows_x, rows_h, rows_u, rows_dx, part;  // of the chunk at hand, on the caller's stream
@@ -161,7 +159,7 @@ class BackwardPass {
       a.dy_t = time_stride(dy, l.batch_first), a.dy_b = batch_stride(dy, l.batch_first);
     }
     a.w_hh = address(l.w_hh[d]);
-    if (m.exchange.defined()) a.exchange = exchange_in(m.exchange), a.plan = plan;
+    if (m.exchange.defined()) a.exchange = exchange_in(m.exchange), a.plan = choice.plan;
     a.carry = mutable_address(m.carry), a.rec = address(m.rec), a.dc = mutable_address(m.dc), a.du = address(m.du);
   }
 
@@ -186,10 +184,11 @@ class BackwardPass {
       m.args.t_begin = t.begin, m.args.t_end = t.end;
       m.args.dg = mutable_address(m.dg[k % 2]), m.args.dq = mutable_address(m.dq[k % 2]);
       pair.wait(d, m.free[k % 2]);
-      if (tier == Tier::block) backward_block(m.args, on(pair, d));
-      if (tier == Tier::spread) backward_spread(m.args, on(pair, d));
+      if (choice.tier == Tier::block) backward_block(m.args, on(pair, d));
+      if (choice.tier == Tier::spread) backward_spread(m.args, on(pair, d));
+      if (choice.tier == Tier::cluster) backward_cluster(m.args, on(pair, d));
     }
-    for (int64_t s = 0; tier == Tier::stepwise && s < count; ++s) {
+    for (int64_t s = 0; choice.tier == Tier::stepwise && s < count; ++s) {
       for (int d = 0; d < n.D; ++d) {
         step(pair, d, k % 2, d == 0 ? direction[d].args.t_end - 1 - s : direction[d].args.t_begin + s);
       }

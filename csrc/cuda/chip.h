@@ -1,5 +1,5 @@
-// What a block of the spread kernels holds in shared memory, and its product: the recurrent weights of its units, the vectors that
-// they are multiplied with, one for each row of the batch, and the sums.
+// What a block of the kernels of many blocks holds in shared memory, and its product: the recurrent weights of its units, the
+// vectors that they are multiplied with, one for each row of the batch (or two that take turns), and the sums.
 //
 //   sum(g, row, u) = sum over k of weights(g, u, k) vector(row, k)        u: own units, k: all units (backward: times gates)
 //
@@ -10,11 +10,10 @@
 //   halves   a warp is (tile of 16 of the gates' units, share of the sum) and multiplies on the tensor cores; the shares are added
 //            by whoever reads a sum.     weights [tile][k / 16][lane][8], a lane's operand in one load
 //
-// The order of every sum depends on the sizes and the device alone. Not here: where vectors come from and sums go (spread.cu).
+// The order of every sum depends on the sizes and the device alone. Not here: where vectors come from and sums go (steps.h).
 #pragma once
 
 #include "device.h"
-#include "exchange.h"
 
 namespace birnn {
 namespace cuda {
@@ -34,20 +33,22 @@ struct alignas(4 * N) Operand {
 // This block's rows and units, and this thread's place among them.
 struct Here {
   int H, first_unit, rows, r, u;
-  int64_t first, b, unit, length, longest;
-  bool mine;  // has a unit of a row
+  int first, b, unit, length, longest;  // plans are for T < INT32_MAX only
+  bool mine;                            // has a unit of a row
 
   BIRNN_METHOD Here(const Sizes& n, const Plan& p, const int64_t* lengths) {
     const int group = int(blockIdx.x) / p.splits, tid = int(threadIdx.x);
     H = int(n.H), first_unit = int(blockIdx.x) % p.splits * p.units;
-    first = int64_t(group) * p.rows;
+    first = group * p.rows;
     rows = n.B - first < p.rows ? int(n.B - first) : p.rows;
     r = tid / p.units, u = tid % p.units;
     b = first + r, unit = first_unit + u;
     mine = r < rows && unit < H;
     longest = 0, length = 0;
-    for (int i = 0; i < rows; ++i) {
-      const int64_t l = length_of(lengths, first + i, n.T);
+    // A block without units is never at work, and nobody waits for it.
+    for (int i = 0; first_unit < H && i < rows; ++i) {
+      const int64_t given = length_of(lengths, first + i, n.T);
+      const int l = given > 0 ? int(given) : 0;
       if (l > longest) longest = l;
       if (i == r) length = l;
     }
@@ -74,7 +75,7 @@ struct Chip {
     return to_a_tile > 1 ? to_a_tile : 1;
   }
   static size_t bytes(const Plan& p) {
-    return (size_t(p.parts) * elements(p) + size_t(p.rows) * stride(p)) * sizeof(T) +
+    return (size_t(p.parts) * elements(p) + size_t(p.vectors) * p.rows * stride(p)) * sizeof(T) +
            size_t(shares(p)) * p.rows * sum_stride(p) * sizeof(float);
   }
   // Clocks of a product: 1024 multiplications, 128 bytes of shared memory. An estimate.
@@ -85,13 +86,13 @@ struct Chip {
 
   BIRNN_METHOD Chip(const Plan& p, T* memory) {
     weights = memory, vector = weights + p.parts * elements(p);
-    sums = reinterpret_cast<float*>(vector + p.rows * stride(p));
+    sums = reinterpret_cast<float*>(vector + p.vectors * p.rows * stride(p));
   }
 
-  // Weights from(part, gate, unit, k), and zeros into the vector, where k beyond the last unit stays zero.
+  // Weights from(part, gate, unit, k), and zeros into the vectors, where k beyond the last unit stays zero.
   template <class From>
   BIRNN_METHOD void load(const Plan& p, const Here& me, From from) {
-    for (int i = int(threadIdx.x); i < p.rows * stride(p); i += int(blockDim.x)) vector[i] = Narrow<T>::of(0.f);
+    for (int i = int(threadIdx.x); i < p.vectors * p.rows * stride(p); i += int(blockDim.x)) vector[i] = Narrow<T>::of(0.f);
     const int deep = p.length / tile, all = p.parts * elements(p) / eight;
     for (int i = int(threadIdx.x); i < all; i += int(blockDim.x)) {
       const int lane = i % 32, first_k = i / 32 % deep * tile, first_row = i / 32 / deep % tiles(p) * tile;
@@ -105,7 +106,7 @@ struct Chip {
   }
 
   // The first part's sums, or what another adds to them. Every thread of the block takes part.
-  BIRNN_METHOD void multiply(const Plan& p, const Here& me, int part) {
+  BIRNN_METHOD void multiply(const Plan& p, const Here& me, const T* vector, int part) {
     const int warps = int(blockDim.x) / 32, warp = int(threadIdx.x) / 32, lane = int(threadIdx.x) % 32;
     const int count = tiles(p), share = warp / count, deep = p.length / tile;
     const int begin = deep * share / shares(p), end = deep * (share + 1) / shares(p);
@@ -162,7 +163,8 @@ struct Chip<float, G> {
   BIRNN_BOTH int stride(const Plan& p) { return p.length; }
   BIRNN_BOTH int elements(const Plan& p) { return G * p.units * p.length; }
   static size_t bytes(const Plan& p) {
-    return (size_t(p.parts) * elements(p) + size_t(p.rows) * p.length + size_t(G) * p.rows * p.units) * sizeof(float);
+    return (size_t(p.parts) * elements(p) + size_t(p.vectors) * p.rows * p.length + size_t(G) * p.rows * p.units) *
+           sizeof(float);
   }
   // Clocks of a product: 128 multiplications, 128 bytes of shared memory. An estimate.
   static int64_t clocks(const Plan& p) {
@@ -171,12 +173,12 @@ struct Chip<float, G> {
   }
 
   BIRNN_METHOD Chip(const Plan& p, float* memory) {
-    weights = memory, vector = weights + p.parts * elements(p), sums = vector + p.rows * p.length;
+    weights = memory, vector = weights + p.parts * elements(p), sums = vector + p.vectors * p.rows * p.length;
   }
 
   template <class From>
   BIRNN_METHOD void load(const Plan& p, const Here& me, From from) {
-    for (int i = int(threadIdx.x); i < p.rows * p.length; i += int(blockDim.x)) vector[i] = 0;
+    for (int i = int(threadIdx.x); i < p.vectors * p.rows * p.length; i += int(blockDim.x)) vector[i] = 0;
     const int u = int(threadIdx.x) / p.slices, s = int(threadIdx.x) % p.slices, Q = p.length / (p.slices * V);
     for (int i = 0; u < p.units && i < p.parts * G * Q; ++i) {
       const int k = (i % Q * p.slices + s) * V;
@@ -186,7 +188,7 @@ struct Chip<float, G> {
     }
   }
 
-  BIRNN_METHOD void multiply(const Plan& p, const Here& me, int part) {
+  BIRNN_METHOD void multiply(const Plan& p, const Here& me, const float* vector, int part) {
     const float* of_part = weights + part * elements(p);
     const int u = int(threadIdx.x) / p.slices, s = int(threadIdx.x) % p.slices, Q = p.length / (p.slices * V);
     for (int first = 0; first < me.rows; first += rows_at_once) {
@@ -194,6 +196,7 @@ struct Chip<float, G> {
 #pragma unroll 1
       for (int q = 0; u < p.units && q < Q; ++q) {
         Four w[G];
+#pragma unroll
         for (int g = 0; g < G; ++g) {
           w[g] = *reinterpret_cast<const Four*>(of_part + (((g * Q + q) * p.units + u) * p.slices + s) * V);
         }
@@ -201,13 +204,16 @@ struct Chip<float, G> {
         for (int r = 0; r < rows_at_once; ++r) {
           if (first + r >= me.rows) break;
           const Four x = *reinterpret_cast<const Four*>(vector + (first + r) * p.length + (q * p.slices + s) * V);
+#pragma unroll
           for (int g = 0; g < G; ++g) {
+#pragma unroll
             for (int v = 0; v < V; ++v) sum[r][g] += w[g].v[v] * x.v[v];
           }
         }
       }
       add_slices(p, s, sum);
       if (u >= p.units || s >= rows_at_once || first + s >= me.rows) continue;
+#pragma unroll
       for (int g = 0; g < G; ++g) {
         float* to = sums + (g * p.rows + first + s) * p.units + u;
         *to = part ? *to + sum[0][g] : sum[0][g];
@@ -220,20 +226,25 @@ struct Chip<float, G> {
  private:
   // sum[0] = the sum over all slices for row s % 8: each exchange hands half of the rows over and keeps the other half.
   BIRNN_METHOD static void add_slices(const Plan& p, int s, float (&sum)[rows_at_once][G]) {
-#pragma unroll
-    for (int half = rows_at_once / 2; half > 0; half /= 2) {
-      const bool upper = s & half;
-#pragma unroll
-      for (int r = 0; r < half; ++r) {
-        for (int g = 0; g < G; ++g) {
-          const float kept = upper ? sum[r + half][g] : sum[r][g], given = upper ? sum[r][g] : sum[r + half][g];
-          sum[r][g] = kept + exchange(given, half);
-        }
-      }
-    }
+    hand_over<rows_at_once / 2>(s, sum);
     for (int mask = rows_at_once; mask < p.slices; mask *= 2) {
+#pragma unroll
       for (int g = 0; g < G; ++g) sum[0][g] += exchange(sum[0][g], mask);
     }
+  }
+  // (As a loop over `half`, the compiler would not always keep the sums in registers.)
+  template <int half>
+  BIRNN_METHOD static void hand_over(int s, float (&sum)[rows_at_once][G]) {
+    const bool upper = s & half;
+#pragma unroll
+    for (int r = 0; r < half; ++r) {
+#pragma unroll
+      for (int g = 0; g < G; ++g) {
+        const float kept = upper ? sum[r + half][g] : sum[r][g], given = upper ? sum[r][g] : sum[r + half][g];
+        sum[r][g] = kept + exchange(given, half);
+      }
+    }
+    if constexpr (half > 1) hand_over<half / 2>(s, sum);
   }
 };
 

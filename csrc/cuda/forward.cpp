@@ -34,8 +34,7 @@ class ForwardPass {
               const at::Tensor& saved)
       : l(layer), n(layer.n), h_n(h_n), c_n(c_n), GH(cell_facts[l.mode].gates * n.H) {
     launch = {dtype_of(l.input.scalar_type()), l.mode, nullptr};
-    tier = choose_tier(n, false, launch);
-    if (tier == Tier::spread) plan = spread_plan(n, false, launch);
+    choice = choose_tier(n, false, launch);
     steps = chunk_steps(n, cell_facts[l.mode].gates, l.input);
     chunks = (n.T + steps - 1) / steps;
     const auto options = l.input.options().requires_grad(false), wide = options.dtype(wide_type(l.input));
@@ -44,8 +43,8 @@ class ForwardPass {
       for (int k = 0; k < (chunks > 1 ? 2 : 1); ++k) m.pre[k] = at::empty({steps * n.B, GH}, wide);
       m.h = at::empty({n.B, n.P}, options);
       if (cell_facts[l.mode].states == 2) m.c = at::empty({n.B, n.H}, wide);
-      if (tier == Tier::stepwise) m.rec = at::empty({n.B, GH}, wide), m.w_hh_t = l.w_hh[d].t();
-      if (tier == Tier::spread) m.exchange = exchange_memory(n, false, launch, options);
+      if (choice.tier == Tier::stepwise) m.rec = at::empty({n.B, GH}, wide), m.w_hh_t = l.w_hh[d].t();
+      m.exchange = exchange_memory(choice, n, false, launch, options);
       if (n.projected) {
         m.u = at::empty({n.B, n.H}, options), m.projected = at::empty({n.B, n.P}, wide);
         m.w_hr_t = l.w_hr[d].t();
@@ -59,7 +58,7 @@ class ForwardPass {
       a.u = mutable_address(m.u), a.projected = address(m.projected);
       a.y = mutable_address(output, d * n.P);
       a.y_t = time_stride(output, l.batch_first), a.y_b = batch_stride(output, l.batch_first);
-      if (m.exchange.defined()) a.exchange = exchange_in(m.exchange), a.plan = plan;
+      if (m.exchange.defined()) a.exchange = exchange_in(m.exchange), a.plan = choice.plan;
       if (saved.numel()) a.saved = mutable_address(saved, d * n.T * n.B * cell_facts[l.mode].saved * n.H);
     }
     if (!as_matrix(l.input, l.batch_first, 0, n.T).defined()) rows = at::empty({steps * n.B, n.I}, options);
@@ -92,8 +91,7 @@ class ForwardPass {
   const at::Tensor &h_n, &c_n;
   const int64_t GH;
   Launch launch;
-  Tier tier;
-  Plan plan = {};
+  Choice choice;
   int64_t steps, chunks;
   Direction direction[2];
   at::Tensor rows;  // the chunk's input rows, where they do not lie in memory as a matrix
@@ -131,11 +129,12 @@ class ForwardPass {
       count = t.end - t.begin;
       m.args.t_begin = t.begin, m.args.t_end = t.end, m.args.pre = address(m.pre[k % 2]);
       pair.wait(d, m.ready[k % 2]);
-      if (tier == Tier::block) forward_block(m.args, on(pair, d));
-      if (tier == Tier::spread) forward_spread(m.args, on(pair, d));
+      if (choice.tier == Tier::block) forward_block(m.args, on(pair, d));
+      if (choice.tier == Tier::spread) forward_spread(m.args, on(pair, d));
+      if (choice.tier == Tier::cluster) forward_cluster(m.args, on(pair, d));
     }
     // Step by step in turn, so that neither stream waits until the other's steps are all enqueued.
-    for (int64_t s = 0; tier == Tier::stepwise && s < count; ++s) {
+    for (int64_t s = 0; choice.tier == Tier::stepwise && s < count; ++s) {
       for (int d = 0; d < n.D; ++d) step(pair, d, d == 0 ? direction[d].args.t_begin + s : direction[d].args.t_end - 1 - s);
     }
     for (int d = 0; d < n.D; ++d) direction[d].done[k % 2] = pair.mark(d);

@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <cstdlib>
+#include <iterator>
 #include <string>
 
 namespace birnn {
@@ -101,41 +102,61 @@ std::string environment(const char* name, const char* otherwise) {
 // From about here on a product over the whole GPU per step is faster than one in each block: an estimate.
 bool small_enough_to_spread(const Sizes& n) { return n.B * n.H <= 100'000; }
 
+constexpr const char* tier_names[] = {"stepwise", "block", "spread", "cluster"};
+
+std::string describe(const Choice& choice) {
+  const Plan& p = choice.plan;
+  if (!p.units) return "";
+  const std::string blocks = choice.tier == Tier::spread
+                                 ? std::to_string(p.groups * p.splits) + " blocks a direction, each"
+                                 : std::to_string(p.groups) + " x " + std::to_string(p.splits) + " blocks a direction, each";
+  return blocks + " with " + std::to_string(p.rows) + " rows, " + std::to_string(p.units) + " units and " +
+         std::to_string((p.bytes + 1023) / 1024) + " KiB" + (p.parts > 1 ? ", gate by gate" : "");
+}
+
 }  // namespace
 
-Tier choose_tier(const Sizes& n, bool backward, const Launch& launch) {
+Choice choose_tier(const Sizes& n, bool backward, const Launch& launch) {
   const std::string tier = environment("BIRNN_CUDA_TIER", "auto"), persistent = environment("BIRNN_PERSISTENT", "0");
-  TORCH_CHECK_VALUE(tier == "auto" || tier == "stepwise" || tier == "block" || tier == "spread",
-                    "BIRNN_CUDA_TIER: expected auto, stepwise, block or spread, got '", tier, "'");
-  TORCH_CHECK_VALUE(persistent == "0" || persistent == "1", "BIRNN_PERSISTENT: expected 0 or 1, got '", persistent, "'");
   const bool any = tier == "auto";
-  const bool wanted = tier == "spread" || (any && persistent == "1" && small_enough_to_spread(n));
-  if (wanted && spread_plan(n, backward, launch).units) return Tier::spread;
+  TORCH_CHECK_VALUE(any || std::count(std::begin(tier_names), std::end(tier_names), tier),
+                    "BIRNN_CUDA_TIER: expected auto, stepwise, block, spread or cluster, got '", tier, "'");
+  TORCH_CHECK_VALUE(persistent == "0" || persistent == "1", "BIRNN_PERSISTENT: expected 0 or 1, got '", persistent, "'");
+  const bool persist = any && persistent == "1" && small_enough_to_spread(n);
+  const Plan none = {};
+  const Plan spread = persist || tier == "spread" ? spread_plan(n, backward, launch) : none;
+  const Plan cluster = persist || tier == "cluster" ? cluster_plan(n, backward, launch) : none;
+  if (cluster.units && (!spread.units || cluster.clocks < spread.clocks)) return {Tier::cluster, cluster};
+  if (spread.units) return {Tier::spread, spread};
   TORCH_CHECK(tier != "spread", "BIRNN_CUDA_TIER=spread: the recurrent weights of H = ", n.H, " with B = ", n.B,
               " rows do not fit into the shared memory of the device, or the layer is float64 or has a projection");
-  if ((any || tier == "block") && block_fits(n, backward, launch)) return Tier::block;
+  TORCH_CHECK(
+      tier != "cluster", "BIRNN_CUDA_TIER=cluster: the recurrent weights of H = ", n.H, " with B = ", n.B,
+      " rows do not fit into the shared memory of clusters of blocks, or the device has none (they need sm_90), or the ",
+      "layer is float64 or has a projection");
+  if ((any || tier == "block") && block_fits(n, backward, launch)) return {Tier::block, none};
   TORCH_CHECK(tier != "block", "BIRNN_CUDA_TIER=block: the recurrent weights of H = ", n.H, " do not fit into a block's ",
               "shared memory, the rows of B = ", n.B,
               " not onto the device at once, or the layer is float64 or has a projection");
-  return Tier::stepwise;
+  return {Tier::stepwise, none};
 }
 
 std::tuple<std::string, std::string> describe_tier(c10::string_view mode, at::ScalarType dtype, int64_t B, int64_t H, int64_t D,
                                                    bool projected, bool backward, int64_t device) {
-  constexpr const char* names[] = {"stepwise", "block", "spread"};
   use_device(int(device));
   for (int m = 0; m < MODE_COUNT; ++m) {
     if (mode != cell_facts[m].name) continue;
-    const Launch launch = {dtype_of(dtype), Mode(m), nullptr};
-    const Sizes n = {1, B, 1, H, H, D, projected};
-    const Tier tier = choose_tier(n, backward, launch);
-    return {names[int(tier)], tier == Tier::spread ? describe(spread_plan(n, backward, launch), backward, launch) : ""};
+    const Choice choice = choose_tier({1, B, 1, H, H, D, projected}, backward, {dtype_of(dtype), Mode(m), nullptr});
+    return {tier_names[int(choice.tier)], describe(choice)};
   }
   TORCH_CHECK_VALUE(false, "mode: expected the name of a cell, got '", mode, "'");
 }
 
-at::Tensor exchange_memory(const Sizes& n, bool backward, const Launch& launch, const at::TensorOptions& options) {
-  return at::empty({spread_words(n, backward, launch)}, options.dtype(at::kLong));
+at::Tensor exchange_memory(const Choice& choice, const Sizes& n, bool backward, const Launch& launch,
+                           const at::TensorOptions& options) {
+  if (!choice.plan.units) return at::Tensor();
+  const int64_t words = choice.tier == Tier::spread ? spread_words(n, backward, launch) : 0;
+  return at::empty({words + 1}, options.dtype(at::kLong));
 }
 
 Exchange exchange_in(const at::Tensor& memory) {

@@ -61,20 +61,26 @@ Times chunk(int64_t k, int64_t steps, int64_t T, bool upwards);
 // Steps of a chunk whose gate values fill about 16 MiB (BIRNN_CUDA_CHUNK_BYTES), which bounds the memory beside the results.
 int64_t chunk_steps(const Sizes& n, int64_t columns, const at::Tensor& input);
 
-// Which kernels run (kernels.h). BIRNN_CUDA_TIER leaves the choice ("auto", the default) or names one: an error if it does not
-// fit. Left the choice, spread is taken under BIRNN_PERSISTENT=1 only, then wherever it fits: it has run on no GPU yet.
-enum class Tier { stepwise, block, spread };
-Tier choose_tier(const Sizes& n, bool backward, const Launch& launch);
+// Which kernels run (kernels.h), and the plan of those of many blocks. BIRNN_CUDA_TIER leaves the choice ("auto", the default)
+// or names one: an error if it does not fit. Left the choice, spread and cluster are taken under BIRNN_PERSISTENT=1 only, then
+// wherever one of them fits, the one whose step has fewer clocks: they have run on no GPU yet.
+enum class Tier { stepwise, block, spread, cluster };
+struct Choice {
+  Tier tier;
+  Plan plan;  // without units where one block is enough, or none
+};
+Choice choose_tier(const Sizes& n, bool backward, const Launch& launch);
 
-// The op that says which it would be ("stepwise", "block" or "spread"), and more in words, or nothing.
+// The op that says which it would be ("stepwise", "block", "spread" or "cluster"), and more in words, or nothing.
 #define BIRNN_TIER_SCHEMA \
   "cuda_tier(str mode, ScalarType dtype, int B, int H, int D, bool projected, bool backward, int device) -> (str, str)"
 std::tuple<std::string, std::string> describe_tier(c10::string_view mode, at::ScalarType dtype, int64_t B, int64_t H, int64_t D,
                                                    bool projected, bool backward, int64_t device);
 
-// Memory in which the blocks of one direction hand each other what they have computed, and the same as the kernels know it. To be
-// cleared on the direction's stream first.
-at::Tensor exchange_memory(const Sizes& n, bool backward, const Launch& launch, const at::TensorOptions& options);
+// Memory in which the blocks of one direction hand each other what they have computed, or only that they have given up; undefined
+// where there is no plan. And the same as the kernels know it. To be cleared on the direction's stream first.
+at::Tensor exchange_memory(const Choice& choice, const Sizes& n, bool backward, const Launch& launch,
+                           const at::TensorOptions& options);
 Exchange exchange_in(const at::Tensor& memory);
 void clear_exchange(const at::Tensor& memory, void* stream);
 

@@ -31,18 +31,21 @@ struct Launch {
   void* stream;
 };
 
-// How one direction is spread over blocks (chip.h).
+// How one direction is spread over blocks (chip.h, plan.h).
 struct Plan {
   int rows, groups;   // of the batch: so many in a group, so many groups
-  int units, splits;  // of the hidden: so many in a block (even), so many blocks to a group; no units: it does not fit
+  int units, splits;  // of the hidden: so many in a block, so many blocks to a group; no units: it does not fit
   int slices;         // threads to a unit, 8 to 32
   int parts, length;  // of the summed index: how many, and their length, padded
+  int vectors;        // that a block has room for: slots that take turns
+  int64_t bytes;      // of shared memory, of a block
+  int64_t clocks;     // of a step, by an estimate
 };
 
-// Where the blocks of one direction hand each other what they have computed (exchange.h).
+// Where the blocks of one direction hand each other what they have computed (exchange.h, push.h).
 struct Exchange {
-  uint64_t* words;   // spread_words(...) of them; zero when the call begins
-  uint64_t* flag;    // the last of the words: not zero once a block has given up
+  uint64_t* words;   // spread only: spread_words(...) of them; zero when the call begins
+  uint64_t* flag;    // a word behind them: not zero once a block has given up
   uint32_t* alarm;   // host memory: the same for the whole process
   int64_t patience;  // looks at a word before a block gives up
 };
@@ -55,7 +58,7 @@ struct ForwardChunk {
   const int64_t* lengths;   // [B] or null: all are T
   const void* pre;          // A [t_end - t_begin, B, G*H], W_ih x
   const void* rec;          // A [B, G*H], W_hh h of the step at hand; stepwise only
-  const void* w_hh;         // T [G*H, H]; block and spread only
+  const void* w_hh;         // T [G*H, H]; not stepwise
   const void *b_ih, *b_hh;  // T [G*H] or null
   void* h;                  // T [B, P], the state, in place
   void* c;                  // A [B, H] or null, the cell state, in place
@@ -64,8 +67,8 @@ struct ForwardChunk {
   void* y;                  // T, element (t, b, p) at y[t * y_t + b * y_b + p]
   int64_t y_t, y_b;
   void* saved;        // T [T, B, S, H] or null
-  Plan plan;          // spread only
-  Exchange exchange;  // spread only
+  Plan plan;          // spread and cluster only
+  Exchange exchange;  // spread and cluster only
 };
 
 // One direction of the backward pass over times [t_begin, t_end). With t' the time that comes before t in the forward pass:
@@ -80,15 +83,15 @@ struct BackwardChunk {
   const void *h0, *c0;  // T [B, P], [B, H], or null for zeros
   const void* dy;       // T, strided, or null for zeros
   int64_t dy_t, dy_b;
-  const void* w_hh;   // T [G*H, H]; block and spread only
+  const void* w_hh;   // T [G*H, H]; not stepwise
   void* carry;        // A [B, P], what reaches h_{t'} from later steps, but for `rec`; in place
   const void* rec;    // A [B, P], dg W_hh of the step that was done last; stepwise only, else null
   void* dc;           // A [B, H] or null, in place
   void* dg;           // T [t_end - t_begin, B, columns*H], gate gradients, zero where a row is not at work
   void* dq;           // T [t_end - t_begin, B, P], gradient of W_hr u, or null
   const void* du;     // A [B, H], dq W_hr of the step at hand, or null
-  Plan plan;          // spread only
-  Exchange exchange;  // spread only
+  Plan plan;          // spread and cluster only
+  Exchange exchange;  // spread and cluster only
 };
 
 // ---- stepwise (G0): one step at time t, between two matrix products ----
@@ -106,12 +109,16 @@ void backward_block(const BackwardChunk& a, const Launch& l);
 // ---- spread (G2): all steps of the chunk in one launch, the units of a direction spread over many blocks; no projection ----
 // The best plan by which the blocks of both directions fit on the present device all at once; without units if there is none.
 Plan spread_plan(const Sizes& n, bool backward, const Launch& l);
-std::string describe(const Plan& p, bool backward, const Launch& l);
 int64_t spread_words(const Sizes& n, bool backward, const Launch& l);  // of 8 bytes, for one direction
 void forward_spread(const ForwardChunk& a, const Launch& l);
 void backward_spread(const BackwardChunk& a, const Launch& l);
-uint32_t* alarm();  // what is not zero once a block has given up
+uint32_t* alarm();  // what is not zero once a block has given up, of this tier or the next
 bool take_alarm();  // whether that has happened since it was last asked
+
+// ---- cluster (G3): the same, where a group of rows is one cluster of blocks; from sm_90, no projection ----
+Plan cluster_plan(const Sizes& n, bool backward, const Launch& l);
+void forward_cluster(const ForwardChunk& a, const Launch& l);
+void backward_cluster(const BackwardChunk& a, const Launch& l);
 
 // ---- around the recurrence ----
 // h and c before the first step: T or A from T, zeros from null.

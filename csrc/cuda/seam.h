@@ -63,11 +63,14 @@ BIRNN_DEVICE uint32_t bits_of(Half x) { return __half_as_ushort(x); }
 BIRNN_DEVICE uint32_t bits_of(BFloat16 x) { return __bfloat16_as_ushort(x); }
 
 BIRNN_DEVICE void block_barrier() { __syncthreads(); }
+BIRNN_DEVICE void warp_barrier() { __syncwarp(); }
 // A barrier at which all learn whether it is so for any.
 BIRNN_DEVICE bool block_any(bool so) { return __syncthreads_or(so); }
 
 // The value of the lane whose number differs in the bits of `mask`. All 32 lanes of the warp take part.
 BIRNN_DEVICE float exchange(float x, int mask) { return __shfl_xor_sync(0xffffffffu, x, mask); }
+// The value of lane j of this lane's four. All 32 lanes of the warp take part.
+BIRNN_DEVICE uint32_t of_four(uint32_t x, int j) { return __shfl_sync(0xffffffffu, x, j, 4); }
 
 // sum += a b on the tensor cores: a [16, 16] of T by rows, b [16, 8] of T by columns, sum [16, 8]. Lane l has, as pairs of
 // neighbours in k: of a, rows l / 4 and l / 4 + 8 at k = l % 4 * 2, then both at 8 more; of b, column l / 4 at the same k; of
@@ -119,6 +122,68 @@ BIRNN_DEVICE void store_for_host(uint32_t* p, uint32_t value) {
 }
 // Between two looks at a word that is not there yet: the hardware does so by itself.
 BIRNN_DEVICE void let_others_run() {}
+
+// ---- blocks of a cluster: from sm_90 on (PTX ISA: "barrier.cluster", "mapa", "mbarrier", "st.async") ----
+
+// Whether what is being compiled may name them. Elsewhere a kernel of clusters is empty, and resident_clusters says 0.
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
+constexpr bool has_cluster_code = true;
+#else
+constexpr bool has_cluster_code = false;
+#endif
+
+// All threads of all blocks of the cluster.
+BIRNN_DEVICE void cluster_barrier() {
+  asm volatile("barrier.cluster.arrive.release;" ::: "memory");
+  asm volatile("barrier.cluster.wait.acquire;" ::: "memory");
+}
+
+// An address in this block's shared memory, and the same place in that of block `rank` of the cluster. Places that lie apart in
+// one lie as far apart in the other.
+BIRNN_DEVICE uint32_t shared_address(const void* p) { return uint32_t(__cvta_generic_to_shared(p)); }
+BIRNN_DEVICE uint32_t peer_address(uint32_t address, int rank) {
+  uint32_t peer;
+  asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(peer) : "r"(address), "r"(rank));
+  return peer;
+}
+
+// An mbarrier: a phase ends once one thread has announced the bytes to come and as many have come, whichever is first. What came
+// can be read by whoever has seen the phase end. Phases are numbered 0, 1, 0, ...
+BIRNN_DEVICE void begin_arrivals(uint64_t* barrier) {  // nobody in the cluster knows of it before a cluster_barrier
+  asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"(shared_address(barrier)) : "memory");
+  asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+}
+BIRNN_DEVICE void expect_bytes(uint64_t* barrier, uint32_t bytes) {
+  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(barrier)), "r"(bytes) : "memory");
+}
+// Waits for a while: some 500 ns, if the hardware heeds the hint.
+BIRNN_DEVICE bool has_arrived(uint64_t* barrier, uint32_t phase) {
+  uint32_t done;
+  asm volatile(
+      "{\n.reg .pred done;\n"
+      "mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 done, [%1], %2, 500;\n"
+      "selp.u32 %0, 1, 0, done;\n}"
+      : "=r"(done)
+      : "r"(shared_address(barrier)), "r"(phase)
+      : "memory");
+  return done;
+}
+
+// Stores words at an address of another block of the cluster, some time later, and then counts their bytes at its mbarrier.
+BIRNN_DEVICE void push(uint32_t to, const uint32_t (&words)[4], uint32_t barrier) {
+  asm volatile("st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v4.b32 [%0], {%1, %2, %3, %4}, [%5];" ::"r"(to),
+               "r"(words[0]), "r"(words[1]), "r"(words[2]), "r"(words[3]), "r"(barrier)
+               : "memory");
+}
+BIRNN_DEVICE void push(uint32_t to, const uint32_t (&words)[2], uint32_t barrier) {
+  asm volatile("st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v2.b32 [%0], {%1, %2}, [%3];" ::"r"(to),
+               "r"(words[0]), "r"(words[1]), "r"(barrier)
+               : "memory");
+}
+// Long enough for whatever was pushed before: nothing else tells the one who pushed. For who has given up waiting.
+BIRNN_DEVICE void let_pushes_land() {
+  for (int i = 0; i < 10; ++i) __nanosleep(10'000);
+}
 
 inline void check(cudaError_t error, const char* what) {
   if (error == cudaSuccess) return;
@@ -220,6 +285,58 @@ inline int64_t resident_blocks(const void* kernel, int threads, size_t shared_by
 template <class Args>
 int64_t resident_blocks(void (*kernel)(Args), int threads, size_t shared_bytes) {
   return resident_blocks(reinterpret_cast<const void*>(kernel), threads, shared_bytes);
+}
+
+// A launch of clusters of neighbouring blocks. No block starts before its whole cluster has room, so they may wait for each other.
+struct ClusterLaunch {
+  cudaLaunchAttribute size = {};
+  cudaLaunchConfig_t config = {};
+
+  ClusterLaunch(const Grid& g, int blocks, size_t shared_bytes, void* stream) {
+    size.id = cudaLaunchAttributeClusterDimension;
+    size.val.clusterDim.x = unsigned(blocks), size.val.clusterDim.y = size.val.clusterDim.z = 1;
+    config.gridDim = dim3(unsigned(g.blocks_x), unsigned(g.blocks_y));
+    config.blockDim = dim3(unsigned(g.threads_x), unsigned(g.threads_y));
+    config.dynamicSmemBytes = shared_bytes, config.stream = static_cast<cudaStream_t>(stream);
+    config.attrs = &size, config.numAttrs = 1;
+  }
+};
+
+template <class Args>
+void launch_clusters(void (*kernel)(Args), const Grid& g, int blocks, size_t shared_bytes, void* stream, Args args,
+                     const char* what) {
+  const ClusterLaunch launch(g, blocks, shared_bytes, stream);  // resident_clusters has allowed its size
+  void* list[] = {&args};
+  check(cudaLaunchKernelExC(&launch.config, reinterpret_cast<const void*>(kernel), list), what);
+}
+
+// How many clusters of so many blocks of this kernel the present device holds at the same time; 0 where it knows no clusters,
+// or none of that size, or the kernel was compiled for an older one. The driver is asked once.
+inline int64_t resident_clusters(const void* kernel, int blocks, int threads, size_t shared_bytes) {
+  static std::mutex mutex;
+  static std::map<std::tuple<const void*, int, int, int, size_t>, int64_t> known;
+  const auto [device, most] = allow_shared(kernel);
+  if (shared_bytes > most || !attribute(cudaDevAttrClusterLaunch, device)) return 0;
+  const std::tuple<const void*, int, int, int, size_t> key(kernel, device, blocks, threads, shared_bytes);
+  const std::lock_guard<std::mutex> lock(mutex);
+  const auto found = known.find(key);
+  if (found != known.end()) return found->second;
+  cudaFuncAttributes compiled = {};
+  check(cudaFuncGetAttributes(&compiled, kernel), "kernel properties");
+  if (compiled.ptxVersion < 90) return known[key] = 0;
+  // More than 8 blocks are not promised to every device that knows clusters.
+  check(cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1), "clusters");
+  const ClusterLaunch launch({blocks, 1, threads, 1}, blocks, shared_bytes, nullptr);
+  int clusters = 0;
+  if (cudaOccupancyMaxActiveClusters(&clusters, kernel, &launch.config) != cudaSuccess) {  // no such size here
+    (void)cudaGetLastError();
+    clusters = 0;
+  }
+  return known[key] = clusters;
+}
+template <class Args>
+int64_t resident_clusters(void (*kernel)(Args), int blocks, int threads, size_t shared_bytes) {
+  return resident_clusters(reinterpret_cast<const void*>(kernel), blocks, threads, shared_bytes);
 }
 
 // Whether work given to the stream becomes part of a CUDA graph.

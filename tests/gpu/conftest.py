@@ -50,7 +50,7 @@ def no_tf32():
 @pytest.fixture(params=["stepwise", "auto", "persistent"])
 def tier(request, monkeypatch):
     """Runs the test with the stepwise kernels, with those that the library chooses, and with those of many blocks where there
-    are any."""
+    are any: clusters, or else spread."""
     monkeypatch.setenv("BIRNN_CUDA_TIER", "stepwise" if request.param == "stepwise" else "auto")
     monkeypatch.setenv("BIRNN_PERSISTENT", str(int(request.param == "persistent")))
     return request.param

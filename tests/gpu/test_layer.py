@@ -55,6 +55,20 @@ def test_large_sizes(tier, name):
     on_gpu.check(problems.make(**BIG[name]))
 
 
+@pytest.mark.parametrize("name", ["spread", "cluster"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("mode", grids.MODES)
+@pytest.mark.parametrize("T, B, H", [(9, 3, 9), (7, 19, 61), (40, 5, 256)])
+def test_kernels_of_many_blocks(name, mode, dtype, T, B, H, monkeypatch):
+    """Each kind, where `tier` takes the better of the two."""
+    if name == "cluster" and torch.cuda.get_device_capability()[0] < 9:
+        pytest.skip("clusters need sm_90")
+    if dtype == torch.bfloat16 and torch.cuda.get_device_capability()[0] < 8:
+        pytest.skip("tensor cores know bfloat16 from sm_80 on")
+    monkeypatch.setenv("BIRNN_CUDA_TIER", name)
+    on_gpu.check(problems.make(mode, T, B, 5, H, lengths=grids.ragged(T, B), dtype=dtype))
+
+
 def test_more_features_than_a_grid_has_blocks_along_y(tier):
     """65535 blocks of 32 features. All but a few are zero, so that it is the places that are tested and not long sums."""
     problem = problems.make("RNN_TANH", 2, 2, 2_200_000, 2, lengths=[2, 1])

@@ -14,7 +14,7 @@ ROOT = SHIM.parents[1]
 CSRC = ROOT / "csrc"
 OUT = ROOT / "build/shim"
 FLAGS = ["-std=c++20", "-O1", "-g0", "-fPIC", "-Wall", "-Wextra", "-Wno-unknown-pragmas"]
-KERNELS = [CSRC / f"cuda/{name}.cu" for name in ("stepwise", "rows", "block", "spread")]
+KERNELS = [CSRC / f"cuda/{name}.cu" for name in ("stepwise", "rows", "block", "spread", "cluster")]
 HOST = [CSRC / f"cuda/{name}.cpp" for name in ("host", "forward", "backward")]
 
 
@@ -65,24 +65,30 @@ def library():
     return link(objects, OUT / "birnn_shim.so", ["-shared", *libraries])
 
 
+WATCHED = [CSRC / f"cuda/{name}.cu" for name in ("block", "spread", "cluster")]
+
+
 def race():
-    """A program that runs the block and spread kernels under ThreadSanitizer."""
+    """A program that runs the kernels of WATCHED under ThreadSanitizer."""
     flags = [f"-isystem{path}" for path in cpp_extension.include_paths()] + ["-DBIRNN_SHIM_THREADS", "-fsanitize=thread", "-g"]
-    objects = compile_all([CSRC / "cuda/block.cu", CSRC / "cuda/spread.cu", SHIM / "race.cpp"], OUT / "race", flags)
+    objects = compile_all([*WATCHED, SHIM / "race.cpp"], OUT / "race", flags)
     return link(objects, OUT / "race/race", ["-fsanitize=thread", "-pthread"])
 
 
-def mutant(name, changes):
-    """The same program on fibers, from sources in which pieces of text are replaced: {file: (old, new)}."""
-    folder = OUT / "mutants" / name
+def mutant(name, kernels=None, changes=()):
+    """The same program on fibers, in which `kernels` ("spread", "cluster") come from sources where pieces of text are replaced:
+    (file, old, new)."""
+    folder = OUT / "mutants"
     flags = [f"-isystem{path}" for path in cpp_extension.include_paths()]
-    sources = folder / "csrc"
-    shutil.copytree(CSRC, sources, dirs_exist_ok=True)
-    for file, (old, new) in changes.items():
-        text = (CSRC / file).read_text()
-        assert text.count(old) == 1, f"{file}: {old!r} stands there {text.count(old)} times"
-        (sources / file).write_text(text.replace(old, new))
-    objects = compile_all(
-        [sources / "cuda/block.cu", sources / "cuda/spread.cu", SHIM / "race.cpp"], folder, flags, csrc=sources
-    )
-    return link(objects, folder / "race", [])
+    objects = compile_all([*WATCHED, SHIM / "race.cpp"], folder, flags)
+    if kernels:
+        sources = folder / name / "csrc"
+        shutil.copytree(CSRC, sources, dirs_exist_ok=True)
+        for file, old, new in changes:
+            text = (sources / file).read_text()
+            assert text.count(old) == 1, f"{file}: {old!r} stands there {text.count(old)} times"
+            (sources / file).write_text(text.replace(old, new))
+        objects = [made for made in objects if made.stem != kernels]
+        objects += compile_all([sources / f"cuda/{kernels}.cu"], folder / name, flags, csrc=sources)
+    (folder / name).mkdir(exist_ok=True)
+    return link(objects, folder / name / "race", [])

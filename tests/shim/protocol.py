@@ -95,20 +95,26 @@ def moves(s, blocks, steps, rules):
             )
 
 
-def search(blocks, steps, rules=Rules()):  # noqa: B008  frozen
-    """(number of states, None), or (states so far, what is wrong)."""
-    first = begin(blocks, rules)
+def explore(first, moves, is_left):
+    """(number of states that can be reached, None), or (states so far, what is wrong)."""
     seen, left = {first}, [first]
     while left:
         state = left.pop()
         try:
-            following = list(moves(state, blocks, steps, rules))
+            following = list(moves(state))
         except Wrong as wrong:
             return len(seen), str(wrong)
-        if not following and any(step <= steps for step in state.step):
+        if not following and is_left(state):
             return len(seen), f"nobody can go on: blocks at steps {state.step}"
         for n in following:
             if n not in seen:
                 seen.add(n)
                 left.append(n)
     return len(seen), None
+
+
+def search(blocks, steps, rules=Rules()):  # noqa: B008  frozen
+    """(number of states, None), or (states so far, what is wrong)."""
+    return explore(
+        begin(blocks, rules), lambda s: moves(s, blocks, steps, rules), lambda s: any(step <= steps for step in s.step)
+    )

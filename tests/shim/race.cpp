@@ -45,10 +45,25 @@ std::vector<T> numbers(int64_t count) {
   return v;
 }
 
-// Both passes of one direction. More steps than two turns of the slots; spread: so few rows that they are one group in three parts.
+// A kind of kernels, and the multiprocessors on which it is one group of rows in so many parts (for halves perhaps fewer), of
+// which one may have no units.
+struct Kind {
+  const char *name, *multiprocessors;
+  int parts;
+  Plan (*plan)(const Sizes&, bool, const Launch&);
+  void (*forward)(const ForwardChunk&, const Launch&);
+  void (*backward)(const BackwardChunk&, const Launch&);
+};
+const Kind kinds[] = {
+    {"block", "1", 0, [](const Sizes&, bool, const Launch&) { return Plan(); }, &forward_block, &backward_block},
+    {"spread", "3", 3, &spread_plan, &forward_spread, &backward_spread},
+    {"cluster", "4", 4, &cluster_plan, &forward_cluster, &backward_cluster},
+};
+
+// Both passes of one direction. More steps than two turns of the slots.
 template <class T>
-void run(Hash& hash, Mode mode, int dir, bool spread) {
-  const int64_t steps = 6, B = !spread ? 5 : sizeof(T) == 4 ? 2 : 1, H = 9;
+void run(Hash& hash, Mode mode, int dir, const Kind& kind) {
+  const int64_t steps = 6, B = !kind.parts ? 5 : sizeof(T) == 4 ? 2 : 1, H = 9;
   const int64_t lengths[] = {5, 2, 0, 1, 5};
   const int64_t G = mode == GRU ? 3 : 4, C = 4, S = mode == GRU ? 4 : 5;
   std::vector<T> w = numbers<T>(G * H * H), b = numbers<T>(G * H), h = numbers<T>(B * H), y = numbers<T>(steps * B * H);
@@ -61,19 +76,21 @@ void run(Hash& hash, Mode mode, int dir, bool spread) {
   f.n = {steps, B, 1, H, H, 1, false}, f.dir = dir, f.t_end = steps, f.lengths = lengths;
   f.pre = pre.data(), f.w_hh = w.data(), f.b_ih = b.data(), f.b_hh = b.data(), f.h = h.data(), f.c = c.data();
   f.y = y.data(), f.y_t = B * H, f.y_b = H, f.saved = saved.data();
-  f.plan = spread_plan(f.n, false, launch);
-  f.exchange = there.exchange(spread_words(f.n, false, launch));
-  spread ? forward_spread(f, launch) : forward_block(f, launch);
+  f.plan = kind.plan(f.n, false, launch);
+  f.exchange = there.exchange(spread_words(f.n, false, launch) + 1);
+  kind.forward(f, launch);
   BackwardChunk q = {};
   q.n = f.n, q.dir = dir, q.t_end = steps, q.lengths = lengths, q.saved = saved.data(), q.y = y.data(), q.y_t = B * H,
   q.y_b = H;
   q.dy = dy.data(), q.dy_t = B * H, q.dy_b = H, q.w_hh = w.data();
   q.carry = carry.data(), q.dc = dc.data(), q.dg = dg.data();
-  q.plan = spread_plan(q.n, true, launch);
-  q.exchange = back.exchange(spread_words(q.n, true, launch));
-  spread ? backward_spread(q, launch) : backward_block(q, launch);
-  // With fewer blocks there would be nothing to see.
-  if (spread && (f.plan.groups != 1 || q.plan.groups != 1 || f.plan.splits != 3 || q.plan.splits != 3)) std::abort();
+  q.plan = kind.plan(q.n, true, launch);
+  q.exchange = back.exchange(spread_words(q.n, true, launch) + 1);
+  kind.backward(q, launch);
+  for (const Plan& p : {f.plan, q.plan}) {
+    // With fewer blocks there would be nothing to see.
+    if (kind.parts && (p.groups != 1 || p.splits < (sizeof(T) == 4 ? kind.parts : 2))) std::abort();
+  }
   shim::drain(queues);
   for (const auto* written : {&h, &y, &saved, &dg}) hash.add(*written);
   for (const auto* written : {&c, &carry, &dc}) hash.add(*written);
@@ -81,17 +98,20 @@ void run(Hash& hash, Mode mode, int dir, bool spread) {
 
 }  // namespace
 
-int main() {
-  for (const bool spread : {false, true}) {
-    if (!spread && shim::setting("BIRNN_SHIM_SPREAD_ONLY", 0)) continue;
+// The kinds that are named, or all.
+int main(int count, char** names) {
+  for (const Kind& kind : kinds) {
+    bool wanted = count == 1;
+    for (int i = 1; i < count; ++i) wanted = wanted || names[i] == std::string(kind.name);
+    if (!wanted) continue;
+    setenv("BIRNN_SHIM_MULTIPROCESSORS", kind.multiprocessors, 1);
     Hash hash;
     for (const Mode mode : {GRU, LSTM}) {
       for (int dir = 0; dir < 2; ++dir) {
-        run<float>(hash, mode, dir, spread);
-        run<c10::Half>(hash, mode, dir, spread);
+        run<float>(hash, mode, dir, kind);
+        run<c10::Half>(hash, mode, dir, kind);
       }
     }
-    std::printf("%s %016llx%s\n", spread ? "spread" : "block", static_cast<unsigned long long>(hash.value),
-                take_alarm() ? " gave up" : "");
+    std::printf("%s %016llx%s\n", kind.name, static_cast<unsigned long long>(hash.value), take_alarm() ? " gave up" : "");
   }
 }

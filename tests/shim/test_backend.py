@@ -24,7 +24,7 @@ pytestmark = [
     pytest.mark.skipif(not shutil.which(os.environ.get("CXX", "g++")), reason="no g++ to compile the shim with"),
 ]
 kinds = pytest.mark.parametrize("kind", problems.KINDS)
-TIERS = ("stepwise", "block", "spread")
+TIERS = ("stepwise", "block", "spread", "cluster")
 tiers = pytest.mark.parametrize("tier", TIERS)
 
 
@@ -255,7 +255,7 @@ def test_tier_is_chosen_by_what_fits(monkeypatch):
             patch.setenv("BIRNN_CUDA_TIER", "auto")
             torch.ops.birnn_shim.layer(*arguments)
     monkeypatch.setenv("BIRNN_CUDA_TIER", "grid")
-    with pytest.raises(ValueError, match="BIRNN_CUDA_TIER: expected auto, stepwise, block or spread, got 'grid'"):
+    with pytest.raises(ValueError, match="BIRNN_CUDA_TIER: expected auto, stepwise, block, spread or cluster, got 'grid'"):
         torch.ops.birnn_shim.layer(*arguments)
 
 

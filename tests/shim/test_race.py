@@ -14,12 +14,12 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(not shutil.which(os.environ.get("CXX", "g++")), reason="no g++ to compile the shim with"),
 ]
-ENVIRONMENT = {"BIRNN_SHIM_MULTIPROCESSORS": "3", "TSAN_OPTIONS": "exitcode=66 halt_on_error=1"}
+ENVIRONMENT = {"TSAN_OPTIONS": "exitcode=66 halt_on_error=1"}
 
 
-def run(program, **settings):
+def run(program, *kernels, **settings):
     # Without address-space randomisation, which older versions of the sanitizer do not survive everywhere.
-    command = ["setarch", "-R", str(program)] if shutil.which("setarch") else [str(program)]
+    command = [*(["setarch", "-R"] if shutil.which("setarch") else []), str(program), *kernels]
     environment = {**os.environ, **ENVIRONMENT, **settings}
     return subprocess.run(command, capture_output=True, text=True, timeout=240, env=environment)
 
@@ -40,68 +40,121 @@ def lines(done):
     return done.stdout.splitlines()
 
 
-def test_no_race(watched):
-    block, spread = lines(run(watched))
-    assert block.startswith("block ") and spread.startswith("spread ") and "gave up" not in spread
+KERNELS = ("block", "spread", "cluster")
+
+
+@pytest.mark.parametrize("kernels", KERNELS)
+def test_no_race(watched, kernels):
+    (line,) = lines(run(watched, kernels))
+    assert line.startswith(f"{kernels} ") and "gave up" not in line
 
 
 @pytest.mark.parametrize("barrier", ["0", "1", "2"])
-@pytest.mark.parametrize("kernels", ["block", "spread"])
+@pytest.mark.parametrize("kernels", KERNELS)
 def test_a_missing_barrier_is_a_race(watched, kernels, barrier):
-    only = {"BIRNN_SHIM_SPREAD_ONLY": "1"} if kernels == "spread" else {}
-    done = run(watched, BIRNN_SHIM_SKIP_BARRIER=barrier, BIRNN_CUDA_PATIENCE="100000", **only)
+    done = run(watched, kernels, BIRNN_SHIM_SKIP_BARRIER=barrier, BIRNN_CUDA_PATIENCE="100000")
     assert done.returncode == 66 and "data race" in done.stderr, done.stderr[-3000:]
 
 
-# ---- mutants of the exchange ----
+# ---- mutants of the exchanges ----
 
-EXCHANGE, SPREAD = "cuda/exchange.h", "cuda/spread.cu"
+EXCHANGE, PUSH, STEPS, CHIP = "cuda/exchange.h", "cuda/push.h", "cuda/steps.h", "cuda/chip.h"
+EARLY_SUMS = (STEPS, "link.vector(), 0);\n      lost = block_any(in_vain);", "link.vector(), 0);")
+EARLY_SUMS_IN_BACKWARD = (STEPS, "link.vector(), part);\n      lost = block_any(in_vain);", "link.vector(), part);")
 MUTANTS = {
-    "no_tag_check": {EXCHANGE: ("all = all && tag_of(word[j]) == tag;", "all = all && tag_of(word[j]) != 0;")},
-    "dropped_wait": {EXCHANGE: ("if (all) break;", "if (all || looks > 0) break;")},
-    "dropped_wait_for_the_last": {EXCHANGE: ("count = rows * width;", "count = rows * width - 1;")},
-    "one_slot": {EXCHANGE: ("return int(tag % 2);", "return int(tag % 1);")},
-    "swapped_slot": {EXCHANGE: ("return int(tag % 2);", "return int(tag % 2 ^ (blockIdx.x == 1));")},
-    "late_tag": {EXCHANGE: ("return uint64_t(tag) << 32 | payload;", "return uint64_t(tag + 1) << 32 | payload;")},
-    "tag_before_datum": {
-        SPREAD: (
-            "store_word(words + int64_t(me.r) * width + k / per_word<T>, word_of(tag, payload));",
-            "{ uint64_t* at = words + int64_t(me.r) * width + k / per_word<T>; store_word(at, word_of(tag, payload_of("
-            "load_word(at)))); let_others_run(); store_word(at, word_of(tag, payload)); }",
-        )
+    "spread": {
+        "no_tag_check": [(EXCHANGE, "all = all && tag_of(word[j]) == tag;", "all = all && tag_of(word[j]) != 0;")],
+        "dropped_wait": [(EXCHANGE, "if (all) break;", "if (all || looks > 0) break;")],
+        "dropped_wait_for_the_last": [(EXCHANGE, "count = me.rows * width;", "count = me.rows * width - 1;")],
+        "one_slot": [(EXCHANGE, "return int(tag % 2);", "return int(tag % 1);")],
+        "swapped_slot": [(EXCHANGE, "return int(tag % 2);", "return int(tag % 2 ^ (blockIdx.x == 1));")],
+        "late_tag": [(EXCHANGE, "return uint64_t(tag) << 32 | payload;", "return uint64_t(tag + 1) << 32 | payload;")],
+        "tag_before_datum": [
+            (
+                EXCHANGE,
+                "store_word(words(part) + int64_t(me.r) * width + k / together, word_of(tag, payload));",
+                "uint64_t* at = words(part) + int64_t(me.r) * width + k / together; store_word(at, word_of(tag, payload_of("
+                "load_word(at)))); let_others_run(); store_word(at, word_of(tag, payload));",
+            )
+        ],
+        "sums_read_too_early": [EARLY_SUMS],
+        "sums_read_too_early_in_backward": [EARLY_SUMS_IN_BACKWARD],
     },
-    "sums_read_too_early": {
-        SPREAD: ("chip.multiply(p, me, 0);\n    block_barrier();", "chip.multiply(p, me, 0);"),
-    },
-    "sums_read_too_early_in_backward": {
-        SPREAD: ("chip.multiply(p, me, part);\n      block_barrier();", "chip.multiply(p, me, part);"),
+    "cluster": {
+        "dropped_wait": [(PUSH, "here = !lost && has_arrived(arrivals + slot(), phase());", "here = true;")],
+        "one_slot": [(PUSH, "return turn % 2;", "return 0;"), (PUSH, "uint32_t(turn / 2 % 2)", "uint32_t(turn % 2)")],
+        "swapped_slot": [(PUSH, "return turn % 2;", "return turn % 2 ^ (blockIdx.x == 1);")],
+        "swapped_slot_of_pushes": [
+            (PUSH, "shared_address(to + slot() *", "shared_address(to + (slot() ^ (blockIdx.x == 1)) *")
+        ],
+        "wrong_phase": [(PUSH, "uint32_t(turn / 2 % 2)", "uint32_t(turn / 2 % 2 ^ 1)")],
+        "too_few_bytes": [(PUSH, "values * int(sizeof(T))))", "values * int(sizeof(T)) - 4))")],
+        "too_many_bytes": [(PUSH, "values * int(sizeof(T))))", "values * int(sizeof(T)) + 4))")],
+        "a_block_left_out": [(PUSH, "i < blocks; i += together", "i < blocks - 1; i += together")],
+        "announced_by_every_warp": [(PUSH, "if (threadIdx.x == 0) expect", "if (threadIdx.x % 32 == 0) expect")],
+        "no_barrier_before_the_loop": [(PUSH, "cluster_barrier();  // now", "// now")],
+        "sums_read_too_early": [EARLY_SUMS],
+        "sums_read_too_early_in_backward": [EARLY_SUMS_IN_BACKWARD],
     },
 }
 
 
-def found(program, tries=8):
-    """What the program prints for spread kernels, in several orders of threads and blocks."""
-    settings = {"BIRNN_SHIM_SPREAD_ONLY": "1", "BIRNN_CUDA_PATIENCE": "300"}
-    return {tuple(lines(run(program, BIRNN_SHIM_SEED=str(seed), **settings))) for seed in range(tries)}
+def answers(program, kernels, tries=8, **settings):
+    """What the program prints of its kernels, or why it broke off, in several orders of threads and blocks."""
+    for seed in range(tries):
+        done = run(program, kernels, **{"BIRNN_SHIM_SEED": str(seed), "BIRNN_CUDA_PATIENCE": "100", **settings})
+        yield done.stdout.strip() if done.returncode == 0 else done.stderr
 
 
-@pytest.fixture(scope="module")
-def right():
-    """The one answer of the kernels as they are, in any order."""
-    answers = found(build.mutant("none", {}))
-    assert len(answers) == 1
-    (answer,) = answers
-    assert len(answer) == 1 and "gave up" not in answer[0]
-    return answer
+@pytest.fixture(scope="module", params=MUTANTS)
+def right(request):
+    """The kind of kernels, and their one answer as they are, in any order."""
+    (answer,) = set(answers(build.mutant("none"), request.param))
+    assert answer.startswith(request.param) and "gave up" not in answer
+    return request.param, answer
 
 
-@pytest.mark.parametrize("name", MUTANTS)
+@pytest.mark.parametrize("right, name", [(k, name) for k in MUTANTS for name in MUTANTS[k]], indirect=["right"])
 def test_a_mutant_of_the_exchange_is_noticed(right, name):
-    assert found(build.mutant(name, MUTANTS[name])) != {right}
+    kernels, answer = right
+    program = build.mutant(f"{kernels}_{name}", kernels, MUTANTS[kernels][name])
+    assert any(found != answer for found in answers(program, kernels))
 
 
-def test_a_block_that_never_comes_ends_in_an_alarm(right):
-    program = build.mutant("none", {})
+def test_a_block_that_is_never_heard_of_ends_in_an_alarm(right):
+    kernels, _ = right
     for absent in "012":
-        (line,) = lines(run(program, BIRNN_SHIM_ABSENT_BLOCK=absent, BIRNN_SHIM_SPREAD_ONLY="1", BIRNN_CUDA_PATIENCE="300"))
-        assert line.endswith("gave up")
+        (answer,) = set(answers(build.mutant("none"), kernels, 2, BIRNN_SHIM_ABSENT_BLOCK=absent))
+        assert answer.endswith("gave up"), answer
+
+
+# Nobody waits for a block of a cluster that has no units, so nothing may be pushed into it.
+WITHOUT_UNITS = [
+    (PUSH, "blocks((me.H + p.units - 1) / p.units)", "blocks(p.splits)"),
+    (CHIP, "first_unit < H && i < rows", "i < rows"),
+]
+
+
+@pytest.mark.parametrize("right", ["cluster"], indirect=True)
+def test_a_block_without_units_may_fall_behind(right):
+    kernels, answer = right
+    slow = {"BIRNN_SHIM_SLOW_BLOCK": "3", "BIRNN_CUDA_PATIENCE": "1000"}
+    assert set(answers(build.mutant("none"), kernels, 2, **slow)) == {answer}
+    program = build.mutant("cluster_without_units", kernels, WITHOUT_UNITS)
+    assert any(found != answer for found in answers(program, kernels, **slow))
+
+
+# What makes it safe to end when some have given up and others have not.
+ENDS = {
+    "no_barrier_behind_the_loop": (PUSH, "let_pushes_land();\n    cluster_barrier();", "let_pushes_land();"),
+    "pushes_in_flight_at_the_end": (PUSH, "if (lost) let_pushes_land();", ""),
+}
+
+
+@pytest.mark.parametrize("name", ENDS)
+def test_no_block_of_a_cluster_ends_while_others_push(name):
+    """Here blocks give up before they have looked."""
+    hasty = {"BIRNN_CUDA_PATIENCE": "1"}
+    assert all(found.endswith("gave up") for found in answers(build.mutant("none"), "cluster", **hasty))
+    program = build.mutant(f"cluster_{name}", "cluster", [ENDS[name]])
+    assert any("a push into a block that has ended" in found for found in answers(program, "cluster", **hasty))

@@ -1,6 +1,6 @@
-"""The kernels of many blocks (csrc/cuda/spread.cu) through the shim, what is theirs alone: they are off unless asked for, the
-ways in which units and rows are spread, and what becomes of a block that never comes. Their numbers: test_backend.py; the
-exchange between blocks: test_race.py, test_protocol.py.
+"""The kernels of many blocks (csrc/cuda/spread.cu, cluster.cu) through the shim, what is theirs alone: they are off unless
+asked for, the ways in which units and rows are spread, and what becomes of a block that is never heard of. Their numbers:
+test_backend.py; the exchanges between blocks: test_race.py, test_protocol.py.
 """
 
 import os
@@ -28,10 +28,11 @@ def shim():
     return torch.ops.birnn_shim
 
 
-@pytest.fixture
-def spread(monkeypatch):
-    monkeypatch.setenv("BIRNN_CUDA_TIER", "spread")
-    return monkeypatch
+@pytest.fixture(params=["spread", "cluster"])
+def forced(request, monkeypatch):
+    """Each of the two tiers in turn."""
+    monkeypatch.setenv("BIRNN_CUDA_TIER", request.param)
+    return request.param
 
 
 def tier(mode="GRU", dtype=torch.float32, B=4, H=300, D=2, projected=False, backward=False):
@@ -45,10 +46,16 @@ def test_off_unless_asked_for(monkeypatch):
     monkeypatch.setenv("BIRNN_SHIM_MULTIPROCESSORS", "132")
     assert tier() == "stepwise" and tier(H=64) == "block"
     monkeypatch.setenv("BIRNN_PERSISTENT", "1")
-    assert tier() == tier(H=64) == tier(backward=True) == tier(dtype=torch.bfloat16) == "spread"
+    assert tier() == tier(H=64) == tier(backward=True) == tier(dtype=torch.bfloat16) == "cluster"
+    assert tier(H=1024, B=1) == "spread", "too large for a cluster"
     with monkeypatch.context() as old:
+        old.setenv("BIRNN_SHIM_CAPABILITY", "89")  # which has no clusters
+        assert tier() == tier(H=64) == tier(backward=True) == tier(dtype=torch.bfloat16) == "spread"
         old.setenv("BIRNN_SHIM_CAPABILITY", "75")  # whose tensor cores know no bfloat16
         assert tier(dtype=torch.bfloat16) == "stepwise" and tier(dtype=torch.float16) == "spread"
+        old.setenv("BIRNN_CUDA_TIER", "cluster")
+        with pytest.raises(RuntimeError, match=r"BIRNN_CUDA_TIER=cluster: .* or the device has none \(they need sm_90\)"):
+            tier()
     assert tier(B=1000) == "stepwise", "too much for a product in each block"
     assert tier(dtype=torch.float64) == tier(projected=True, mode="LSTM") == "stepwise"
     monkeypatch.setenv("BIRNN_CUDA_TIER", "stepwise")
@@ -60,10 +67,12 @@ def test_off_unless_asked_for(monkeypatch):
         tier("TANH")
 
 
-def test_what_is_said_of_it(spread):
-    spread.setenv("BIRNN_SHIM_MULTIPROCESSORS", "132")
-    name, more = torch.ops.birnn_shim.cuda_tier("GRU", torch.float32, 8, 512, 2, False, False, 0)
-    assert name == "spread" and re.fullmatch(r"\d+ blocks a direction, each with \d+ rows, \d+ units and \d+ KiB", more)
+def test_what_is_said_of_it(forced, monkeypatch):
+    monkeypatch.setenv("BIRNN_SHIM_MULTIPROCESSORS", "132")
+    name, more = torch.ops.birnn_shim.cuda_tier("GRU", torch.float32, 8, 256, 2, False, False, 0)
+    blocks = r"\d+" if forced == "spread" else r"\d+ x \d+"
+    assert name == forced
+    assert re.fullmatch(blocks + r" blocks a direction, each with \d+ rows, \d+ units and \d+ KiB", more)
 
 
 # (multiprocessors, KiB of shared memory of a block)
@@ -80,7 +89,7 @@ def pretend(monkeypatch, device):
 def documented():
     """The table of docs/how/gpu.md, drawn anew."""
     rows = []
-    for mode, dtype, H, B in product(("GRU", "LSTM"), ("float32", "bfloat16"), (512, 1024), (1, 32)):
+    for mode, dtype, H, B in product(("GRU", "LSTM"), ("float32", "bfloat16"), (256, 512, 1024), (1, 32)):
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("BIRNN_PERSISTENT", "1")
             pretend(patch, "H100")
@@ -89,8 +98,8 @@ def documented():
                 for backward in (False, True)
             ]
         said = [
-            re.sub(r"(\d+) blocks .* (\d+) rows, (\d+) units and (\d+) KiB", r"\1 x \2, \3, \4", more)
-            if tier == "spread"
+            re.sub(r"(.+) blocks .* (\d+) rows, (\d+) units and (\d+) KiB", r"\1 blocks, \2, \3, \4", more)
+            if tier in ("spread", "cluster")
             else "-"
             for tier, more in answers
         ]
@@ -103,27 +112,32 @@ def test_the_documented_plans():
     assert [row for row in documented() if row not in text] == []
 
 
-# The largest H, of 128, 256, ..., that is spread: in forward, in backward.
+# The largest H, of 128, 256, ..., that has a plan: in forward, in backward.
 FITS = {
-    ("H100", "GRU", torch.float32, 1): (1024, 1024),
-    ("H100", "GRU", torch.bfloat16, 32): (1024, 1024),
-    ("H100", "LSTM", torch.float32, 1): (896, 896),
-    ("A100", "LSTM", torch.float16, 8): (896, 768),
-    ("RTX 4090", "GRU", torch.float32, 1): (640, 640),
-    ("T4", "RNN_TANH", torch.float16, 1): (640, 640),
+    ("H100", "spread", "GRU", torch.float32, 1): (1024, 1024),
+    ("H100", "spread", "GRU", torch.bfloat16, 32): (1024, 1024),
+    ("H100", "spread", "LSTM", torch.float32, 1): (896, 896),
+    ("A100", "spread", "LSTM", torch.float16, 8): (896, 768),
+    ("RTX 4090", "spread", "GRU", torch.float32, 1): (640, 640),
+    ("T4", "spread", "RNN_TANH", torch.float16, 1): (640, 640),
+    ("H100", "cluster", "GRU", torch.float32, 1): (512, 512),
+    ("H100", "cluster", "GRU", torch.bfloat16, 32): (640, 512),
+    ("H100", "cluster", "LSTM", torch.float32, 1): (384, 384),
+    ("H100", "cluster", "RNN_TANH", torch.float16, 1): (1024, 1024),
 }
 
 
 @pytest.mark.parametrize("key", FITS, ids=lambda key: "-".join(map(str, key)).replace("torch.", ""))
-def test_how_large_a_layer_may_be(key, spread):
-    device, mode, dtype, B = key
-    pretend(spread, device)
+def test_how_large_a_layer_may_be(key, monkeypatch):
+    device, name, mode, dtype, B = key
+    pretend(monkeypatch, device)
+    monkeypatch.setenv("BIRNN_CUDA_TIER", name)
 
     def fits(H, backward):
         try:
-            return tier(mode, dtype, B, H, backward=backward) == "spread"
+            return tier(mode, dtype, B, H, backward=backward) == name
         except RuntimeError as error:
-            assert f"BIRNN_CUDA_TIER=spread: the recurrent weights of H = {H} with B = {B} rows do not fit" in str(error)
+            assert f"BIRNN_CUDA_TIER={name}: the recurrent weights of H = {H} with B = {B} rows do not fit" in str(error)
             return False
 
     sizes = range(128, 1153, 128)
@@ -133,18 +147,32 @@ def test_how_large_a_layer_may_be(key, spread):
 # ---- ways to spread ----
 
 
-@pytest.mark.parametrize("multiprocessors", [2, 3, 7, 26])
+WAYS = [*product(["spread"], [2, 3, 7, 26]), *product(["cluster"], [4, 8, 26])]
+
+
+@pytest.mark.parametrize("name, multiprocessors", WAYS)
 @pytest.mark.parametrize("mode, B, H", [("GRU", 1, 13), ("LSTM", 19, 13), ("RNN_RELU", 37, 5), ("GRU", 3, 40)])
-def test_any_number_of_blocks(spread, mode, B, H, multiprocessors):
-    """From one block for everything, with several passes of eight rows, to a block for every two units."""
-    spread.setenv("BIRNN_SHIM_MULTIPROCESSORS", str(multiprocessors))
+def test_any_number_of_blocks(name, mode, B, H, multiprocessors, monkeypatch):
+    """Spread: from one block for everything, with several passes of eight rows, to a block for every two units. Clusters: of
+    two blocks, one of which may have nothing to do, to eight."""
+    monkeypatch.setenv("BIRNN_CUDA_TIER", name)
+    monkeypatch.setenv("BIRNN_SHIM_MULTIPROCESSORS", str(multiprocessors))
     dtype = torch.float32 if B != 3 else torch.bfloat16
     lengths = [(5 * b + 3) % 4 for b in range(B)]
-    if multiprocessors < 4 and B == 37:  # 32 rows a block, and one block a direction
+    if multiprocessors < (4 if name == "spread" else 8) and B == 37:  # 32 rows a block, and one group a direction
         with pytest.raises(RuntimeError, match="do not fit"):
             layer_of(problems.make(mode, 3, B, 2, H))
         return
     test_backend.check(problems.make(mode, 3, B, 2, H, lengths=lengths, dtype=dtype, state=H != 5))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+def test_a_cluster_of_sixteen_blocks(dtype, monkeypatch):
+    monkeypatch.setenv("BIRNN_CUDA_TIER", "cluster")
+    monkeypatch.setenv("BIRNN_SHIM_MULTIPROCESSORS", "16")
+    said = torch.ops.birnn_shim.cuda_tier("GRU", dtype, 2, 61, 1, False, False, 0)[1]
+    assert said.startswith("1 x 16 blocks")
+    test_backend.check(problems.make("GRU", 4, 2, 3, 61, D=1, lengths=[4, 2], dtype=dtype))
 
 
 @pytest.mark.parametrize(
@@ -153,6 +181,7 @@ def test_any_number_of_blocks(spread, mode, B, H, multiprocessors):
 )
 def test_gate_by_gate(mode, dtype, B, H, shared, monkeypatch):
     """Where the gate gradients of all rows do not fit beside the weights."""
+    monkeypatch.setenv("BIRNN_SHIM_CAPABILITY", "80")
     monkeypatch.setenv("BIRNN_PERSISTENT", "1")
     monkeypatch.setenv("BIRNN_SHIM_MULTIPROCESSORS", "6")
     monkeypatch.setenv("BIRNN_SHIM_SHARED_BYTES", str(shared))
@@ -166,31 +195,33 @@ def layer_of(problem):
 
 
 @kinds
-def test_same_bits_in_any_order(kind, spread):
+def test_same_bits_in_any_order(kind, forced, monkeypatch):
     if kind == "LSTM_PROJ":
-        spread.setenv("BIRNN_CUDA_TIER", "stepwise")
+        monkeypatch.setenv("BIRNN_CUDA_TIER", "stepwise")
     problem = problems.small(kind, T=7, B=5, H=9, lengths=True)
     first = problems.run(problem, layer)
     assert all(torch.equal(a, b) for _ in range(3) for a, b in zip(problems.run(problem, layer), first, strict=True))
 
 
-# ---- a block that never comes ----
+# ---- a block that is never heard of ----
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
 @pytest.mark.parametrize("mode", ["GRU", "RNN_RELU"])
-def test_an_absent_block_is_an_error_at_the_next_call(spread, mode, dtype):
-    """And its results are NaN until then, in forward and in backward, over all chunks."""
-    spread.setenv("BIRNN_SHIM_MULTIPROCESSORS", "6")
-    spread.setenv("BIRNN_CUDA_CHUNK_BYTES", "300")
-    problem = problems.make(mode, 6, 1, 4, 9, lengths=[5], dtype=dtype)  # one row: one group, of three blocks
+def test_an_absent_block_is_an_error_at_the_next_call(forced, mode, dtype, monkeypatch):
+    """And its results are NaN until then, in forward and in backward, over all chunks. (In a cluster it comes, as the hardware
+    sees to it, but nothing that it pushes arrives.)"""
+    monkeypatch.setenv("BIRNN_SHIM_MULTIPROCESSORS", "6")
+    monkeypatch.setenv("BIRNN_CUDA_CHUNK_BYTES", "300")
+    problem = problems.make(mode, 6, 1, 4, 9, lengths=[5], dtype=dtype)  # one row: one group, of two or three blocks
     expected = problems.run(problem, layer)
-    with spread.context() as broken:
+    with monkeypatch.context() as broken:
         broken.setenv("BIRNN_SHIM_ABSENT_BLOCK", "1")
         broken.setenv("BIRNN_CUDA_PATIENCE", "300")
         output, h_n = layer_of(problem)
         at_work = torch.arange(6)[:, None] < problem.lengths
-        here = [0, 1, 2, 3]  # units of the block that came, in the forward direction and in the other
+        # Units of the blocks that came, in the forward direction and in the other.
+        here = [0, 1, 2, 3] if forced == "spread" else list(range(9))
         assert output[at_work][:, [*here, *(9 + u for u in here)]].isnan().all()
         assert not output[~at_work][:, here].any() and h_n[..., here].isnan().all()
     gave_up = "a persistent kernel of an earlier call gave up waiting for another of its blocks"
@@ -200,7 +231,7 @@ def test_an_absent_block_is_an_error_at_the_next_call(spread, mode, dtype):
     assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
 
     results = problems.results(problem, layer)
-    with spread.context() as broken:
+    with monkeypatch.context() as broken:
         broken.setenv("BIRNN_SHIM_ABSENT_BLOCK", "0")
         broken.setenv("BIRNN_CUDA_PATIENCE", "300")
         (gradient,) = torch.autograd.grad(results, [problem.input], [c for c in problem.cotangents if c is not None])

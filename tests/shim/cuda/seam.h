@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <bit>
 #include <cmath>
 #include <cstring>
 #include <stdexcept>
@@ -50,7 +51,11 @@ static inline uint32_t bits_of(T x) {
 
 static inline void block_barrier() { shim::me->block->wait(); }
 static inline bool block_any(bool so) { return shim::me->block->any(so); }
-static inline float exchange(float x, int mask) { return shim::me->block->exchange(x, mask); }
+static inline void warp_barrier() {}  // lanes do not run in step here, and whatever they make together waits by itself
+static inline float exchange(float x, int mask) {
+  return std::bit_cast<float>(shim::me->block->shuffle(std::bit_cast<uint32_t>(x), shim::me->number ^ mask));
+}
+static inline uint32_t of_four(uint32_t x, int j) { return shim::me->block->shuffle(x, shim::me->number / 4 * 4 + j); }
 
 struct Grid {
   int64_t blocks_x, blocks_y;
@@ -94,6 +99,45 @@ static inline void store_for_host(uint32_t* p, uint32_t value) {
 }
 static inline void let_others_run() { shim::me->block->pause(); }
 
+// ---- blocks of a cluster ----
+
+constexpr bool has_cluster_code = true;
+
+static inline void cluster_barrier() { shim::me->block->cluster->wait(); }
+
+// An address in shared memory: a place, and above it the block's rank in its cluster.
+constexpr int place_bits = 20;
+static inline uint32_t peer_address(uint32_t address, int rank) {
+  return (address & ((1u << place_bits) - 1)) | uint32_t(rank) << place_bits;
+}
+static inline uint32_t shared_address(const void* p) {
+  const shim::Block& b = *shim::me->block;
+  const ptrdiff_t place = static_cast<const char*>(p) - reinterpret_cast<const char*>(b.shared.data());
+  return peer_address(uint32_t(place), int(b.index.x % b.cluster->blocks.size()));
+}
+static inline char* shared_memory(uint32_t address) {
+  shim::Block& b = *shim::me->block->cluster->blocks[address >> place_bits];
+  return reinterpret_cast<char*>(b.shared.data()) + peer_address(address, 0);
+}
+
+static inline void begin_arrivals(uint64_t* barrier) {
+  std::atomic_ref<uint64_t>(*barrier).store(0, std::memory_order_relaxed);
+}
+static inline void expect_bytes(uint64_t* barrier, uint32_t bytes) { shim::Arrivals::change(barrier, true, int32_t(bytes)); }
+static inline bool has_arrived(uint64_t* barrier, uint32_t phase) { return shim::Arrivals::ended(barrier, phase); }
+template <size_t N>
+static inline void push(uint32_t to, const uint32_t (&words)[N], uint32_t barrier) {
+  if (shim::me->block->mute) return;
+  shim::Push push = {shim::me->block->cluster->blocks[to >> place_bits],
+                     shared_memory(to),
+                     {},
+                     int(N),
+                     reinterpret_cast<uint64_t*>(shared_memory(barrier))};
+  std::copy_n(words, N, push.words);
+  shim::send(push);
+}
+static inline void let_pushes_land() { shim::let_land(); }
+
 static inline std::unique_ptr<shim::Block> block_of(const Grid& g, int64_t i, size_t shared_bytes) {
   return std::make_unique<shim::Block>(shim::Dim{unsigned(i % g.blocks_x), unsigned(i / g.blocks_x)},
                                        shim::Dim{unsigned(g.threads_x), unsigned(g.threads_y)}, shared_bytes);
@@ -123,6 +167,24 @@ void launch_together(void (*kernel)(Args), const Grid& g, size_t shared_bytes, v
   });
 }
 
+// All clusters at once. What a block pushes never arrives where a test wants it so (BIRNN_SHIM_ABSENT_BLOCK).
+template <class Args>
+void launch_clusters(void (*kernel)(Args), const Grid& g, int blocks, size_t shared_bytes, void* stream, const Args& args,
+                     const char*) {
+  shim::enqueue(stream, [=] {
+    const int64_t absent = shim::setting("BIRNN_SHIM_ABSENT_BLOCK", -1);
+    std::vector<shim::Cluster> clusters(size_t(g.blocks_x / blocks));
+    std::vector<std::unique_ptr<shim::Block>> all;
+    for (int64_t i = 0; i < g.blocks_x; ++i) {
+      all.push_back(block_of(g, i, shared_bytes));
+      all.back()->mute = i == absent;
+      clusters[size_t(i / blocks)].add(*all.back());
+    }
+    for (shim::Cluster& cluster : clusters) cluster.ready();
+    shim::run(all, [&] { kernel(args); });
+  });
+}
+
 inline int multiprocessors() { return int(shim::setting("BIRNN_SHIM_MULTIPROCESSORS", 8)); }
 
 inline uint32_t* new_word_for_host() {
@@ -135,6 +197,12 @@ template <class Args>
 int64_t resident_blocks(void (*)(Args), int, size_t shared_bytes) {
   return int64_t(shared_bytes) <= shim::setting("BIRNN_SHIM_SHARED_BYTES", 227 * 1024) ? shim::setting("BIRNN_SHIM_BLOCKS", 132)
                                                                                        : 0;
+}
+
+template <class Args>
+int64_t resident_clusters(void (*kernel)(Args), int blocks, int threads, size_t shared_bytes) {
+  const bool any = shim::setting("BIRNN_SHIM_CAPABILITY", 90) >= 90 && resident_blocks(kernel, threads, shared_bytes);
+  return any ? multiprocessors() / blocks : 0;
 }
 
 inline bool is_capturing(void*) { return false; }

@@ -1,0 +1,86 @@
+// The kernels of many blocks where each group of rows is one cluster (G3), whose blocks push their values into each other's
+// shared memory: their entries, plans and launches. The hardware places a cluster whole or not at all, so no cooperative launch is
+// needed.
+// Not here: what a step is (steps.h), the exchange (push.h), the choice of the tier (host.cpp).
+#include "plan.h"
+#include "push.h"
+#include "steps.h"
+
+namespace birnn {
+namespace cuda {
+
+namespace {
+
+constexpr int most_blocks = 16;  // of a cluster
+
+template <class T, class Cell>
+BIRNN_KERNEL(most_threads)
+forward_cluster_kernel([[maybe_unused]] const ForwardChunk a) {
+  if constexpr (has_cluster_code) forward_steps<Pushes<T>, Cell>(a);
+}
+
+template <class T, class Cell>
+BIRNN_KERNEL(most_threads)
+backward_cluster_kernel([[maybe_unused]] const BackwardChunk a) {
+  if constexpr (has_cluster_code) backward_steps<Pushes<T>, Cell>(a);
+}
+
+// The plan with the fewest clocks whose clusters, for all directions, are on the device at the same time, so that the directions
+// do run beside each other; no units if there is none. G: gates of the product (1 in backward). A cluster has 2, 4, 8 or 16 blocks;
+// the last may be left without units, and then have nothing to do. There are no plans in parts: what is pushed needs its place at once.
+template <class T, int G, class Args>
+Plan best_plan(void (*kernel)(Args), const Sizes& n, int columns) {
+  Plan best = {};
+  if (!can_be_spread<T>(n)) return best;
+  for (int blocks = 2; blocks <= most_blocks; blocks *= 2) {
+    for (int rows = 1; rows <= most_rows; rows *= 2) {
+      Plan p = {};
+      p.parts = 1;
+      group(p, n, rows);
+      p.splits = blocks;
+      p.units = rounded_up((int(n.H) + blocks - 1) / blocks, Pushes<T>::together);
+      if (!complete<Pushes<T>, Chip<T, G>>(p, n, columns) || (best.units && p.clocks >= best.clocks)) continue;
+      if (n.D * p.groups <= resident_clusters(kernel, blocks, threads_of(p), size_t(p.bytes))) best = p;
+    }
+  }
+  return best;
+}
+
+template <class Chunk>
+void launch_cluster(void (*kernel)(Chunk), const Chunk& a, const Launch& l, const char* what) {
+  launch_clusters(kernel, grid(a.plan), a.plan.splits, size_t(a.plan.bytes), l.stream, a, what);
+}
+
+}  // namespace
+
+Plan cluster_plan(const Sizes& n, bool backward, const Launch& l) {
+  Plan p = {};
+  by_short_dtype(l.dtype, [&](auto zero) {
+    by_cell(l.mode, [&](auto cell) {
+      using T = decltype(zero);
+      using Cell = decltype(cell);
+      p = backward ? best_plan<T, 1>(&backward_cluster_kernel<T, Cell>, n, Cell::gates)
+                   : best_plan<T, Cell::gates>(&forward_cluster_kernel<T, Cell>, n, 1);
+    });
+  });
+  return p;
+}
+
+void forward_cluster(const ForwardChunk& a, const Launch& l) {
+  by_short_dtype(l.dtype, [&](auto zero) {
+    by_cell(l.mode, [&](auto cell) {
+      launch_cluster(&forward_cluster_kernel<decltype(zero), decltype(cell)>, a, l, "layer, forward cluster");
+    });
+  });
+}
+
+void backward_cluster(const BackwardChunk& a, const Launch& l) {
+  by_short_dtype(l.dtype, [&](auto zero) {
+    by_cell(l.mode, [&](auto cell) {
+      launch_cluster(&backward_cluster_kernel<decltype(zero), decltype(cell)>, a, l, "layer_backward, backward cluster");
+    });
+  });
+}
+
+}  // namespace cuda
+}  // namespace birnn
