@@ -26,8 +26,9 @@ backward_cluster_kernel([[maybe_unused]] const BackwardChunk a) {
 }
 
 // The plan with the fewest clocks whose clusters, for all directions, are on the device at the same time, so that the directions
-// do run beside each other; no units if there is none. G: gates of the product (1 in backward). A cluster has 2, 4, 8 or 16 blocks;
-// the last may be left without units, and then have nothing to do. There are no plans in parts: what is pushed needs its place at once.
+// do run beside each other; no units if there is none. G: gates of the product (1 in backward). A cluster has 2, 4, 8 or 16 blocks
+// (not 1: `st.async` is for clusters of more); some may be left without units, and then have nothing to do. There are no plans in
+// parts: what is pushed needs its place at once.
 template <class T, int G, class Args>
 Plan best_plan(void (*kernel)(Args), const Sizes& n, int columns) {
   Plan best = {};

@@ -22,7 +22,8 @@
 //
 // A block must not end while others push into it. Where nobody gives up, nobody does: its last wait was for the last pushes.
 // Where a block gives up, others do not know of it at once. So all blocks of a cluster always meet behind the loop, and those that
-// have given up first wait until what they pushed must have arrived.
+// have given up, or see that one has, first wait until what was pushed must have arrived: their own pushes, and those of a block
+// that found the flag down, since who raised it after that look begins to wait after it.
 //
 // Not here: what is handed over (steps.h), and how a wait ends (patience.h). tests/shim/pushes.py goes through all orders of this
 // protocol.
@@ -97,7 +98,7 @@ class Pushes {
   BIRNN_METHOD const T* vector() const { return to + slot() * slot_length; }
 
   BIRNN_METHOD void end(bool lost) {
-    if (lost) let_pushes_land();
+    if (lost || flag_is_up(x)) let_pushes_land();
     cluster_barrier();
   }
 

@@ -180,9 +180,10 @@ BIRNN_DEVICE void push(uint32_t to, const uint32_t (&words)[2], uint32_t barrier
                "r"(words[0]), "r"(words[1]), "r"(barrier)
                : "memory");
 }
-// Long enough for whatever was pushed before: nothing else tells the one who pushed. For who has given up waiting.
+// Long enough for whatever was pushed before, some 100 us: nothing else tells the one who pushed. For who has given up waiting. (By
+// the clock, since a nanosleep may be as short as nothing.)
 BIRNN_DEVICE void let_pushes_land() {
-  for (int i = 0; i < 10; ++i) __nanosleep(10'000);
+  for (const long long end = clock64() + 200'000; clock64() < end;) __nanosleep(1'000);
 }
 
 inline void check(cudaError_t error, const char* what) {

@@ -28,19 +28,21 @@ class Rules:
     met_behind: bool = True  # False: none behind the last
     idle: bool = False  # True: the last block has nothing to push, and yet takes part
     impatient: bool = False  # True: a block may give up whenever it waits
-    rests: bool = True  # False: blocks that meet behind the last step leave pushes in flight
+    rests: str = "all"  # who waits for pushes in flight before meeting the others behind the last step: whoever has given up
+    # or sees that one has; "lost": only who has given up; "none"
 
 
 @dataclass(frozen=True)
 class State:
-    """Block b is at step[b] (0: not yet begun, steps + 1: done, steps + 2: ended) and has done so much of it: 0 nothing,
-    1 pushed, 2 announced, 3 begun to read. A barrier is (announced, pushes missing, phase)."""
+    """Block b is at step[b] (0: not yet begun, steps + 1: done, steps + 2: waits for the others, steps + 3: ended) and has done
+    so much of it: 0 nothing, 1 pushed, 2 announced, 3 begun to read. A barrier is (announced, pushes missing, phase)."""
 
     step: tuple
     done: tuple
     memory: tuple  # [block][slot][from]
     barriers: tuple  # [block][slot]
     flight: tuple  # (block, slot, from, value); value None: only to be counted
+    lost: tuple  # whether a block has given up
 
 
 ZERO = (False, 0, 0)
@@ -53,6 +55,7 @@ def begin(blocks, rules):
         (((None,) * blocks,) * rules.slots,) * blocks,
         ((ZERO,) * rules.slots,) * blocks,
         (),
+        (False,) * blocks,
     )
 
 
@@ -70,7 +73,7 @@ def moves(s, blocks, steps, rules):
         return replace(state, barriers=put(state.barriers, b, changed))
 
     for i, (b, slot, sender, value) in enumerate(s.flight):
-        if not 0 < s.step[b] < steps + 2:
+        if not 0 < s.step[b] < steps + 3:
             raise Wrong(f"a push into block {b}, which is not there")
         after = replace(s, flight=s.flight[:i] + s.flight[i + 1 :])
         if value is None:
@@ -87,10 +90,14 @@ def moves(s, blocks, steps, rules):
             elif b == 0:
                 yield replace(s, step=(1,) * blocks)
             continue
-        if step > steps:
-            meets = all(other > steps for other in s.step) and not (rules.rests and s.flight)
-            if step == steps + 1 and (meets or not rules.met_behind):
+        if step == steps + 1:
+            rests = {"all": any(s.lost), "lost": s.lost[b], "none": False}[rules.rests]
+            if not (rests and s.flight):
                 yield replace(s, step=put(s.step, b, steps + 2))
+            continue
+        if step > steps + 1:
+            if step == steps + 2 and (min(s.step) >= steps + 2 or not rules.met_behind):
+                yield replace(s, step=put(s.step, b, steps + 3))
             continue
         further = replace(s, done=put(s.done, b, s.done[b] + 1))
         if s.done[b] == 0:
@@ -104,7 +111,7 @@ def moves(s, blocks, steps, rules):
             yield barrier(further, b, slot, True, senders - rules.missing)
             continue
         if s.done[b] == 2 and rules.impatient:
-            yield replace(s, step=put(s.step, b, steps + 1))
+            yield replace(s, step=put(s.step, b, steps + 1), lost=put(s.lost, b, True))
         if s.done[b] == 3 or not rules.waits or s.barriers[b][slot][2] != (step - 1) // rules.slots % 2:
             for sender, found in enumerate(s.memory[b][slot][:senders]):
                 if found != datum(sender, step):
@@ -115,5 +122,5 @@ def moves(s, blocks, steps, rules):
 def search(blocks, steps, rules=Rules()):  # noqa: B008  frozen
     """(number of states, None), or (states so far, what is wrong)."""
     return explore(
-        begin(blocks, rules), lambda s: moves(s, blocks, steps, rules), lambda s: any(step < steps + 2 for step in s.step)
+        begin(blocks, rules), lambda s: moves(s, blocks, steps, rules), lambda s: any(step < steps + 3 for step in s.step)
     )

@@ -62,7 +62,8 @@ MUTANTS_OF_PUSHES = {
     "not met before the first step": (pushes.Rules(met_before=False), "a push into block ., which is not there"),
     "a block that nobody waits for": (pushes.Rules(idle=True), "read|nobody can go on"),
     "not met at the end": (pushes.Rules(impatient=True, met_behind=False), "a push into block ., which is not there"),
-    "pushes in flight at the end": (pushes.Rules(impatient=True, rests=False), "a push into block ., which is not there"),
+    "pushes in flight at the end": (pushes.Rules(impatient=True, rests="none"), "a push into block ., which is not there"),
+    "only who gives up rests": (pushes.Rules(impatient=True, rests="lost"), "a push into block ., which is not there"),
 }
 
 
@@ -83,5 +84,5 @@ def test_whoever_gives_up_hurts_nobody(blocks, steps):
 
 
 def test_the_meeting_at_the_end_is_for_those_who_give_up():
-    _, wrong = pushes.search(2, 7, pushes.Rules(met_behind=False, rests=False))
+    _, wrong = pushes.search(2, 7, pushes.Rules(met_behind=False))
     assert wrong is None
