@@ -79,9 +79,11 @@ def prepack(model: Model, dtype: torch.dtype | None = None, inplace: bool = Fals
         model = copy.deepcopy(model)
     layers = [layer for _, layer in _layers(model)]
     with torch.no_grad():
-        packed = [_pack(layer._layers(), layer.mode, dtype) for layer in layers]  # all of them, before anything is changed
-    for layer, tensors in zip(layers, packed, strict=True):
-        _give(layer, dtype, tensors)
+        kept = [dtype or _full(_flat(layer._layers())[0].dtype) for layer in layers]
+        # All of them, before anything is changed.
+        packed = [_pack(layer._layers(), layer.mode, kind) for layer, kind in zip(layers, kept, strict=True)]
+    for layer, kind, tensors in zip(layers, kept, packed, strict=True):
+        _give(layer, kind, tensors)
     return model
 
 
@@ -121,10 +123,8 @@ def _full(dtype):
 
 
 def _pack(layers, mode, dtype):
-    """The weights of all directions of all layers, packed, one after the other; as `dtype`, or None: as they are."""
-    held = [weights for directions in layers for weights in directions]
-    full = _full(dtype or held[0][0].dtype)
-    held = [tuple(None if w is None else w.detach().to("cpu", full) for w in weights) for weights in held]
+    """The weights of all directions of all layers, packed as `dtype`, one after the other."""
+    held = functional.cast([[None if w is None else w.detach().cpu() for w in ws] for ds in layers for ws in ds], _full(dtype))
     return [torch.ops.birnn_ext.pack_weights(*weights, mode, dtype == torch.bfloat16) for weights in held]
 
 
@@ -136,7 +136,7 @@ def _give(layer, dtype, packed):
     # (torch's remove_parametrizations would take the weight from the class, which copies share.)
     layer._modules.pop("parametrizations", None)
     layer.__class__ = Prepacked
-    layer.__dict__.update(_name=kind.__name__, _packed_as=dtype or _full(like.dtype), _names=layer._all_weights)
+    layer.__dict__.update(_name=kind.__name__, packed_dtype=dtype, _names=layer._all_weights)
     layer.__dict__.update(_all_weights=[], _flat_weights_names=["_like"])  # what is looked at before a call, or behind it
     layer.register_buffer("_like", like, persistent=False)
     layer._keep(packed)
@@ -146,17 +146,12 @@ class Prepacked(RNNBase):
     """A layer whose weights are packed; made by :func:`prepack`."""
 
     _name: str
-    _packed_as: torch.dtype
+    packed_dtype: torch.dtype  # what the weights are packed as
     _names: list[list[str]]  # of the weights of each direction
     _like: Tensor  # has the dtype of input and results
 
     def __init__(self) -> None:
         raise TypeError("a Prepacked is made by birnn_ext.prepack")
-
-    @property
-    def packed_dtype(self) -> torch.dtype:
-        """What the weights are packed as."""
-        return self._packed_as
 
     def _keep(self, packed):
         for names, new in zip(self._names, packed, strict=True):
@@ -170,7 +165,7 @@ class Prepacked(RNNBase):
     def _load(self, plain):
         """Takes these weights, by name."""
         for name, weight in plain.items():
-            _check_finite(weight, self._packed_as, f" {name}")
+            _check_finite(weight, self.packed_dtype, f" {name}")
         layers = []
         for names in self._names:
             held = [plain[name] for name in names]
@@ -180,9 +175,7 @@ class Prepacked(RNNBase):
                 held.append(None)
             layers.append((tuple(held),))
         with torch.no_grad():
-            narrow = torch.bfloat16 if self._packed_as == torch.bfloat16 else None
-            layers = functional.cast(tuple(layers), _full(self._packed_as))
-            self._keep(_pack(layers, self.mode, narrow))
+            self._keep(_pack(layers, self.mode, self.packed_dtype))
 
     def _packed(self):
         """L tuples of D packed tensors."""

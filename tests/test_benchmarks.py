@@ -15,7 +15,7 @@ sys.path.append(str(Path(__file__).parents[1]))
 
 from benchmarks import compare, machine, run, table  # noqa: E402
 from benchmarks.check import CheckFailed, Judge  # noqa: E402
-from benchmarks.contenders import OURS, THEIRS, UNPACKED, Ours, Torch  # noqa: E402
+from benchmarks.contenders import OURS, THEIRS, Ours, Torch  # noqa: E402
 from benchmarks.problem import draw  # noqa: E402
 from benchmarks.shapes import GRID, MODES, Case, Shape, parse_shape  # noqa: E402
 from birnn_ext.clock import geometric_mean, interleave, ratio, spread  # noqa: E402
@@ -338,40 +338,6 @@ def case_beside(shape, best, **ratios):
     entry["best_of_all"] = {"name": best, "median": ratios.get(best, 3.0)}
     entry["times"] = {name: {"median_ms": 1.5} for name in (OURS, THEIRS, *ratios)}
     return entry
-
-
-@pytest.mark.parametrize("packed", ["float32", "bfloat16"])
-def test_run_with_weights_packed_beforehand(fast_probe, tmp_path, packed):
-    """All compute with the same weights, rounded ones where they are packed as bfloat16; ours stands beside itself."""
-    argv = ["--shapes", "3,4,5,17", "--modes", "GRU", "--threads", "1", "--packed", packed]
-    result = run.measure_or_exit(run.arguments([*argv, "--budget", "0.05", "--json", str(tmp_path / "x.json")]))
-    (entry,) = result["cases"]
-    assert result["settings"]["packed"] == packed and entry["pass"] == "inference"
-    assert set(entry["times"]) == {OURS, THEIRS, UNPACKED} and entry["unpacked_ratio"]["median"] > 0
-    assert entry["best_of_all"]["name"] == THEIRS
-    if packed == "bfloat16":
-        assert 1e-5 < entry["rounding_error"] < 1e-2
-    else:
-        assert "rounding_error" not in entry
-
-
-def test_weights_are_rounded_for_all_contenders():
-    exact = draw(Case(TINY, "GRU"))
-    rounded = run.rounded(exact)
-    for name, weight in rounded.weights.items():
-        assert ("weight" in name) != torch.equal(weight, exact.weights[name])
-        torch.testing.assert_close(weight, exact.weights[name], atol=0, rtol=2**-8)
-    judge = Judge(rounded)
-    ours = Ours("bfloat16")
-    ours.prepare(rounded)
-    assert judge.check(ours) < 1e-5  # the very weights, not rounded once more
-    ours.prepare(exact)
-    assert judge.check(ours) < 1e-5
-    unpacked = Ours()
-    unpacked.prepare(exact)
-    with pytest.raises(CheckFailed, match="differs from float64"):
-        judge.check(unpacked)
-    assert judge.difference(rounded) == 0 < judge.difference(exact) < 1e-2
 
 
 def test_table_of_the_best_of_all():
