@@ -7,6 +7,9 @@ PYTHON ?= python3
 TORCH ?= torch==2.13.0
 # Passed on to pytest: `make test ARGS="-k seeds -x"`.
 ARGS ?=
+# Tests run side by side in so many processes (tests/conftest.py); 1: in one, where ARGS=--pdb works. Eight at most, since each
+# comes to 1.5 gigabytes.
+WORKERS ?= $(shell n=$$(nproc); echo $$((n < 8 ? n : 8)))
 
 BIN := .venv/bin
 # One stamp per value of TORCH, so that another value installs again.
@@ -28,7 +31,7 @@ demo: $(READY)  ## the main job on real data: train, compare with torch.nn, time
 	$(BIN)/python -m benchmarks.demo
 
 test: $(READY)  ## run the tests
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest $(if $(filter-out 0 1,$(WORKERS)),-n $(WORKERS)) $(ARGS)
 
 # With the Python that has a torch for CUDA, not with .venv: on a machine with a GPU there may be no network.
 gpu:  ## on a machine with an NVIDIA GPU: build, run the CUDA tests, measure (nine minutes)

@@ -10,8 +10,6 @@ from torch.nn.utils.rnn import pack_padded_sequence
 import birnn_ext
 from birnn_ext import bench
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 class Tagger(nn.Module):
     """Words in, a score for each tag out: a user's model, with dropout, a mask as keyword, and tags beside the scores."""

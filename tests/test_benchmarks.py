@@ -20,9 +20,6 @@ from benchmarks.problem import draw  # noqa: E402
 from benchmarks.shapes import GRID, MODES, Case, Shape, parse_shape  # noqa: E402
 from birnn_ext.clock import geometric_mean, interleave, ratio, spread  # noqa: E402
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
-
 TINY = Shape("tiny", 3, 6, 5, 4)
 
 

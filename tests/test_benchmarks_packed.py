@@ -18,7 +18,6 @@ from benchmarks.contenders import OURS, THEIRS, UNPACKED, Ours  # noqa: E402
 from benchmarks.problem import draw  # noqa: E402
 from benchmarks.shapes import Case, Shape  # noqa: E402
 
-pytestmark = pytest.mark.usefixtures("one_thread")
 TINY = Shape("tiny", 3, 6, 5, 4)
 
 

@@ -19,9 +19,6 @@ from benchmarks.shapes import MODES, PASSES, Case, Shape  # noqa: E402
 TINY = Shape("tiny", 3, 6, 5, 4)
 
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
-
 def test_peers_say_why_they_stay_away(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert "onnxruntime is not installed" in OnnxRuntime().why_not(Case(TINY, "GRU"))

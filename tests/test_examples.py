@@ -16,9 +16,6 @@ from examples import japanese_vowels as example  # noqa: E402
 SMALL = ["--epochs", "2", "--hidden", "16", "--lr", "3e-3"]
 
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
-
 def test_data_are_the_published_ones():
     train, test = example.load()
     assert (len(train), len(test)) == (270, 370)

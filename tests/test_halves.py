@@ -8,6 +8,7 @@ from torch import nn
 
 import birnn_ext
 
+pytestmark = pytest.mark.usefixtures("two_threads")
 dtypes = pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 modes = pytest.mark.parametrize("mode", grids.MODES)
 T, B, I, H = 12, 5, 9, 20  # noqa: E741

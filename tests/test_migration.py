@@ -15,9 +15,6 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence, pad_se
 
 import birnn_ext
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
-
 # ---- a tagger that was written for torch.nn ----
 
 SENTENCES = [

@@ -26,7 +26,7 @@ CASES = grids.pairwise(
 
 
 @pytest.mark.parametrize("case", CASES, ids=grids.name)
-def test_equals_torch(case):
+def test_equals_torch(case, two_threads):
     """Results and all gradients, by the tolerance rule."""
     shape, dtype = grids.SHAPES[case["shape"]], case["dtype"]
     options = {k: case[k] for k in ("bidirectional", "bias", "batch_first", "dtype")}

@@ -11,7 +11,7 @@ NOTEBOOKS = [path for path in sorted(EXAMPLES.glob("*.py")) if path.read_text().
 
 
 @pytest.fixture(autouse=True)
-def default_print(one_thread):
+def default_print():
     yield
     torch.set_printoptions(profile="default")
 

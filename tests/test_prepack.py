@@ -50,7 +50,7 @@ CASES = grids.pairwise(
 
 
 @pytest.mark.parametrize("case", CASES, ids=grids.name)
-def test_computes_what_its_weights_say(case):
+def test_computes_what_its_weights_say(case, two_threads):
     if case["full"] == "float64" and case["dtype"] == "bfloat16":
         case = case | {"full": "float32"}
     theirs, ours = layers(
@@ -86,7 +86,7 @@ def test_projection_lengths_packed_nested_and_single_rows(dtype):
     torch.testing.assert_close(fast(x[0]), plain(x[0]), **close)
 
 
-def test_float32_weights_give_the_numbers_of_the_layer():
+def test_float32_weights_give_the_numbers_of_the_layer(two_threads):
     for mode in grids.MODES:
         _, ours = layers(mode, 20, 33, 2)
         x = torch.randn(9, 40, 20)

@@ -98,7 +98,7 @@ def test_layers_of_torch_and_packed_input():
 # ---- self-check ----
 
 
-def test_self_check_passes_and_disturbs_nothing():
+def test_self_check_passes_and_disturbs_nothing(two_threads):
     state = torch.get_rng_state()
     found = report.self_check()
     assert torch.equal(torch.get_rng_state(), state)

@@ -22,11 +22,12 @@ reveal_type(birnn_ext.convert(layer))
 """
 
 
+@pytest.mark.slow
 def test_signatures_are_seen(tmp_path):
     path = tmp_path / "snippet.py"
     path.write_text(SNIPPET)
     command = [sys.executable, "-m", "mypy", "--config-file=", "--cache-dir", str(tmp_path / "cache"), str(path)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
     lines = [line for line in done.stdout.splitlines() if "snippet.py" in line and "defined in" not in line]
     assert [line.split(":")[1] for line in lines] == ["9", "10", "11", "12"], done.stdout
     assert '"str"' in lines[0] and "proj_size" in lines[1] and "zone_out" in lines[2] and '"birnn_ext.module.GRU"' in lines[3]

@@ -67,11 +67,11 @@ def test_equals_the_reference(isa, kind, share, threads):
 
 @pytest.mark.parametrize("lengths", [False, True], ids=["full", "ragged"])
 @pytest.mark.parametrize("kind", ["LSTM", "LSTM_PROJ"])
-def test_every_c_of_whole_rows(isa, kind, lengths):
+def test_every_c_of_whole_rows(isa, two_threads, kind, lengths):
     check(problems.typical(kind, lengths=lengths, dtype=torch.float64))
 
 
-def test_more_than_one_chunk():
+def test_more_than_one_chunk(two_threads):
     """Episodes of all lengths in rows long enough that the sweeps take them in several pieces."""
     T, lengths = 700, [700, 650, 3]
     problem = problems.typical("LSTM", T, len(lengths), 9, 20, dtype=torch.float64)
@@ -104,7 +104,7 @@ def test_scratch_memory_does_not_grow_with_the_number_of_episodes(kind, backward
     assert scratch(1000, 1) <= 256 * 2 * threads * 17 * 1024
 
 
-def test_states_where_no_row_goes_on():
+def test_states_where_no_row_goes_on(two_threads):
     """Whether states come in or not, the same comes out, and nothing flows back into them."""
     problem = problems.typical("LSTM", D=1, dtype=torch.float64)
     T, B = problem.input.shape[:2]

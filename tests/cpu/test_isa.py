@@ -18,6 +18,7 @@ import torch
 from birnn_ext import reference
 
 _C = pytest.importorskip("birnn_ext._C", reason="birnn_ext._C is not built: python setup.py build_ext --inplace")
+pytestmark = pytest.mark.usefixtures("two_threads")
 
 VECTOR_BYTES = {"avx512": 64, "avx2": 32, "base": 16}
 

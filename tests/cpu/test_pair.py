@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader, Dataset
 pytest.importorskip("birnn_ext._C", reason="birnn_ext._C is not built: python setup.py build_ext --inplace")
 
 THREADS = (1, 2, 3, 4, 8)  # also more than this machine has cores
-PATIENCE = 60  # seconds after which a child process counts as hung
+PATIENCE = 120  # seconds after which a child process counts as hung
 kinds = pytest.mark.parametrize("kind", problems.KINDS)
 with_lengths = pytest.mark.parametrize("lengths", [False, True], ids=["full", "ragged"])
 
@@ -196,6 +196,7 @@ def test_fork_with_large_gradients():
 @pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork")
 def test_fork_with_features_apart():
     """The copies that strided features need must not open a parallel region of torch's either."""
+    torch.set_num_threads(2)
     problem = problems.typical("GRU", T=64, B=32, I=64, H=8)
     strided = problem.input.detach().permute(2, 1, 0).contiguous().permute(2, 1, 0).requires_grad_()
     problem = replace(problem, input=strided)
@@ -263,6 +264,7 @@ def test_every_element_is_written(poison, kind, lengths, batch_first, count):
 @kinds
 def test_no_gradient_comes_in(poison, kind, lengths):
     """Each incoming gradient may be missing; what is missing counts as zeros."""
+    torch.set_num_threads(2)
     for used in ((), ("output",), ("h_n",), ("c_n",)):
         problem = problems.typical(kind, lengths=lengths, used=used)
         *results, saved = torch.ops.birnn_ext.layer(*problem.op_arguments(), True)

@@ -39,7 +39,7 @@ SIZES = [(1, 1), ("L-1", "L+1"), ("L", "L"), ("3L+1", "2L-1"), (7, "4L")]
 
 @pytest.mark.parametrize("mode", ["RNN_TANH", "RNN_RELU", "LSTM", "GRU", "LSTM_PROJ"])
 @pytest.mark.parametrize("kind", [torch.float32, torch.float64, torch.bfloat16], ids=str)
-def test_results_are_those_of_the_weights_that_come_back(isa, mode, kind):
+def test_results_are_those_of_the_weights_that_come_back(isa, two_threads, mode, kind):
     dtype = torch.float64 if kind == torch.float64 else torch.float32
     for i, (I, H) in enumerate(SIZES):  # noqa: E741
         I, H = (eval(str(size).replace("L", f"*{LANES[isa]}").lstrip("*")) for size in (I, H))  # noqa: E741

@@ -173,7 +173,6 @@ def test_scaled_losses_under_autocast(mode, dtype):
 @pytest.mark.parametrize("mode", ["GRU", "LSTM"])
 def test_training_converges_under_autocast(mode):
     """The example's classifier learns as well as without, from the same start."""
-    torch.set_num_threads(1)  # tiny layers; the fixture `guard` puts it back
     pytest.importorskip("tqdm", reason="the example needs the packages of the extra `bench`")
     sys.path.append(str(Path(__file__).parents[2]))
     from examples import japanese_vowels as example

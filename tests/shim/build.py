@@ -1,9 +1,14 @@
-"""Compiles the CUDA backend with g++ against the shim, into build/shim, where only what has changed is compiled again."""
+"""Compiles the CUDA backend with g++ against the shim, into build/shim, where only what has changed is compiled again.
 
+Several processes may ask at the same time: one of them compiles, and the others wait and find what it has made.
+"""
+
+import fcntl
 import os
 import shutil
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -18,9 +23,16 @@ KERNELS = [CSRC / f"cuda/{name}.cu" for name in ("stepwise", "rows", "block", "s
 HOST = [CSRC / f"cuda/{name}.cpp" for name in ("host", "forward", "backward")]
 
 
+@contextmanager
+def alone_in(folder):
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / ".lock", "w") as file:  # (what is locked is free again once the file is closed)
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
 def compile_all(sources, folder, flags, csrc=CSRC):
     """Objects of the sources, two compilers at a time; those newer than every header are kept."""
-    folder.mkdir(parents=True, exist_ok=True)
     headers = [*csrc.rglob("*.h"), *SHIM.rglob("*.h"), Path(__file__), Path(torch.__file__)]
     newest = max(path.stat().st_mtime for path in headers)
 
@@ -44,15 +56,16 @@ def compile_all(sources, folder, flags, csrc=CSRC):
             assert done.returncode == 0, done.stderr
         return made
 
-    with ThreadPoolExecutor(2) as pool:
+    with alone_in(folder), ThreadPoolExecutor(2) as pool:
         return list(pool.map(one, sources))
 
 
 def link(objects, target, flags):
-    if not target.exists() or target.stat().st_mtime < max(o.stat().st_mtime for o in objects):
-        command = [os.environ.get("CXX", "g++"), *map(str, objects), *flags, "-o", str(target)]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=300)
-        assert done.returncode == 0, done.stderr
+    with alone_in(target.parent):
+        if not target.exists() or target.stat().st_mtime < max(o.stat().st_mtime for o in objects):
+            command = [os.environ.get("CXX", "g++"), *map(str, objects), *flags, "-o", str(target)]
+            done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+            assert done.returncode == 0, done.stderr
     return target
 
 
@@ -90,5 +103,4 @@ def mutant(name, kernels=None, changes=()):
             (sources / file).write_text(text.replace(old, new))
         objects = [made for made in objects if made.stem != kernels]
         objects += compile_all([sources / f"cuda/{kernels}.cu"], folder / name, flags, csrc=sources)
-    (folder / name).mkdir(exist_ok=True)
     return link(objects, folder / name / "race", [])

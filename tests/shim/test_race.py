@@ -2,6 +2,7 @@
 and if one barrier is left out it is noticed. And mutants of the exchange between blocks, which have to be found out in some
 order of blocks and threads. (Which memory holds what at the end is test_backend.py's business.)"""
 
+import functools
 import os
 import shutil
 import subprocess
@@ -106,23 +107,22 @@ def answers(program, kernels, tries=8, **settings):
         yield done.stdout.strip() if done.returncode == 0 else done.stderr
 
 
-@pytest.fixture(scope="module", params=MUTANTS)
-def right(request):
-    """The kind of kernels, and their one answer as they are, in any order."""
-    (answer,) = set(answers(build.mutant("none"), request.param))
-    assert answer.startswith(request.param) and "gave up" not in answer
-    return request.param, answer
+@functools.cache
+def right(kernels):
+    """Their one answer as they are, in any order."""
+    (answer,) = set(answers(build.mutant("none"), kernels))
+    assert answer.startswith(kernels) and "gave up" not in answer
+    return answer
 
 
-@pytest.mark.parametrize("right, name", [(k, name) for k in MUTANTS for name in MUTANTS[k]], indirect=["right"])
-def test_a_mutant_of_the_exchange_is_noticed(right, name):
-    kernels, answer = right
+@pytest.mark.parametrize("kernels, name", [(k, name) for k in MUTANTS for name in MUTANTS[k]])
+def test_a_mutant_of_the_exchange_is_noticed(kernels, name):
     program = build.mutant(f"{kernels}_{name}", kernels, MUTANTS[kernels][name])
-    assert any(found != answer for found in answers(program, kernels))
+    assert any(found != right(kernels) for found in answers(program, kernels))
 
 
-def test_a_block_that_is_never_heard_of_ends_in_an_alarm(right):
-    kernels, _ = right
+@pytest.mark.parametrize("kernels", MUTANTS)
+def test_a_block_that_is_never_heard_of_ends_in_an_alarm(kernels):
     for absent in "012":
         (answer,) = set(answers(build.mutant("none"), kernels, 2, BIRNN_SHIM_ABSENT_BLOCK=absent))
         assert answer.endswith("gave up"), answer
@@ -135,13 +135,11 @@ WITHOUT_UNITS = [
 ]
 
 
-@pytest.mark.parametrize("right", ["cluster"], indirect=True)
-def test_a_block_without_units_may_fall_behind(right):
-    kernels, answer = right
+def test_a_block_without_units_may_fall_behind():
     slow = {"BIRNN_SHIM_SLOW_BLOCK": "3", "BIRNN_CUDA_PATIENCE": "1000"}
-    assert set(answers(build.mutant("none"), kernels, 2, **slow)) == {answer}
-    program = build.mutant("cluster_without_units", kernels, WITHOUT_UNITS)
-    assert any(found != answer for found in answers(program, kernels, **slow))
+    assert set(answers(build.mutant("none"), "cluster", 2, **slow)) == {right("cluster")}
+    program = build.mutant("cluster_without_units", "cluster", WITHOUT_UNITS)
+    assert any(found != right("cluster") for found in answers(program, "cluster", **slow))
 
 
 # What makes it safe to end when some have given up and others have not.
