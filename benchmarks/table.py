@@ -41,6 +41,7 @@ def figures(results):
     for name, result in results:
         settings = result["settings"]
         group = UNEQUAL if settings["ragged"] else WIDE if settings.get("wide") else ""
+        group += "" if settings["dtype"] == "float32" else f"{settings['dtype']}, "
         for entry in result["cases"]:
             threads = entry["threads"]
             column = f"{PASSES[entry['pass']]}, {threads} thread{'s' * (threads > 1)}"
@@ -65,9 +66,9 @@ def markdown(results):
     """The table, a row for each mode, a column for each pass and number of threads; empty where nothing was measured."""
     found = figures(results)
     columns = sorted({column for _, column in found}, key=lambda column: (-int(column.split()[-2]), column))
-    order = [group + row for group in ("", WIDE, UNEQUAL) for row in ROWS.values()]
+    order = [group + row for group in ("", "bfloat16, ", "float16, ", "float64, ", WIDE, UNEQUAL) for row in ROWS.values()]
     lines = ["| | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
-    for row in sorted({row for row, _ in found}, key=order.index):
+    for row in sorted({row for row, _ in found}, key=lambda row: order.index(row) if row in order else len(order)):
         cells = [words(found[row, column][0]) if (row, column) in found else "" for column in columns]
         lines.append(f"| {row} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
@@ -78,7 +79,8 @@ def measured(results):
     found = {}
     for _, result in results:
         about = result["machine"]
-        device = f"{about.get('gpu', about['cpu'])}, {about['isa'].upper()}, {about['cores']} cores, torch {about['torch']}"
+        isa = about["isa"].removesuffix("_bf16").upper()  # (which differs for bfloat16 alone)
+        device = f"{about.get('gpu', about['cpu'])}, {isa}, {about['cores']} cores, torch {about['torch']}"
         threads = {entry["threads"] for entry in result["cases"]}
         found.setdefault(device, {}).setdefault(result["date"][:10], set()).update(threads)
     lines = []
@@ -92,7 +94,7 @@ def measured(results):
 def slower(results):
     """A sentence with the number of cases in which torch.nn is faster, and the worst of them."""
     cases = sorted(
-        (entry["ratio"]["median"], entry["mode"], entry["shape"], entry["pass"], entry["threads"])
+        (entry["ratio"]["median"], entry["mode"], entry["shape"], entry["pass"], entry["threads"], result["settings"]["dtype"])
         for _, result in results
         for entry in result["cases"]
     )
@@ -100,9 +102,10 @@ def slower(results):
     if not worst:
         return f"torch.nn was ahead in none of the {len(cases)} cases."
     named = []
-    for ratio, mode, shape, pass_, threads in worst[:SLOWEST]:
+    for ratio, mode, shape, pass_, threads, dtype in worst[:SLOWEST]:
         sizes = ", ".join(f"{name} = {size}" for name, size in zip("BTIHL", shape.split(","), strict=False))
-        named.append(f"{ratio:.3f} ({ROWS[mode]}, {PASSES[pass_]}, {threads} thread{'s' * (threads > 1)}, {sizes})")
+        kind = ROWS[mode] + ("" if dtype == "float32" else f" in {dtype}")
+        named.append(f"{ratio:.3f} ({kind}, {PASSES[pass_]}, {threads} thread{'s' * (threads > 1)}, {sizes})")
     more = "; the lowest: " if len(worst) > SLOWEST else ": "
     return f"torch.nn was ahead in {len(worst)} of the {len(cases)} cases{more}{'; '.join(named)}."
 

@@ -21,6 +21,7 @@ from . import per_sample, reference
 LAYER_TENSORS = slice(7, 21)  # input, h0, c0, lengths, five weights of direction 0, five of direction 1
 BACKWARD_TENSORS = slice(0, 17)  # grad_output, grad_h_n, grad_c_n, and the same fourteen
 LENGTHS = 3  # among the fourteen
+HALVES = (torch.float16, torch.bfloat16)
 
 
 def apply(function, *arguments):
@@ -264,7 +265,9 @@ def _reference_gradients(ctx, asked):
         given = [i for i, g in enumerate(cotangents) if g is not None]
 
         def outputs(*some):
-            input, h0, c0, _, *flat = _put(layer, [position[i] - 3 for i in wanted], some)
+            # Halves in float32: the products and sums of a derivative's many steps would each be rounded.
+            full = _put(layer, [position[i] - 3 for i in wanted], some)
+            input, h0, c0, _, *flat = (t.float() if t is not None and t.dtype in HALVES else t for t in full)
             weights = (tuple(flat[:5]),) if flat[5] is None else (tuple(flat[:5]), tuple(flat[5:]))
             every_c = cotangents[2] is not None and cotangents[2].dim() == 4
             given_to = {"mode": mode, "batch_first": batch_first, "every_c": every_c}
@@ -273,7 +276,7 @@ def _reference_gradients(ctx, asked):
                 c = c[0].unflatten(-1, (len(weights), -1)).movedim(2, 0)  # [D, T, B, H] or [D, B, T, H]
                 c_n = torch.cat((c.transpose(1, 2) if batch_first else c, c_n.unsqueeze(1)), 1)
             results = output, h_n, c_n
-            return tuple(results[i] for i in given)
+            return tuple(results[i].to(cotangents[i].dtype) for i in given)
 
         _, pullback = torch.func.vjp(outputs, *(values[position[i]] for i in wanted))
         return pullback(tuple(cotangents[i] for i in given))

@@ -28,6 +28,7 @@ def birnn(
     training: bool = False,
     recompute: bool = False,
     layer: Callable | None = None,
+    computed: torch.dtype = torch.float32,
 ) -> tuple[Tensor, Tensor, Any]:
     """Runs L stacked recurrent layers of D directions each.
 
@@ -43,13 +44,14 @@ def birnn(
         recompute: keep only inputs and outputs of the layers for backward, which computes the gates once more. GRU keeps
             a fifth then, LSTM a sixth, of what it keeps else; a training step takes a quarter to a third longer.
         layer: what computes one layer, called and answering as :func:`birnn_ext.ops.layer`, which it is by default.
+        computed: what a `layer` that is given computes in on the CPU, under autocast or where tensors are halves.
 
     Returns:
         output [T, B, D*P] ([B, T, D*P]); h_n [L*D, B, P]; c_n [L*D, B, H] for LSTM, else None.
 
     Source: torch.nn.RNN, GRU and LSTM in PyTorch 2.13.
     """
-    dtypes = ops.converted(input, mode)
+    dtypes = ops.converted(input, mode, computed=None if layer is None else computed)
     options = mode, batch_first, dropout if training else 0.0, recompute, layer
     if dtypes is None:
         return _stack(input, hx, lengths, weights, *options)

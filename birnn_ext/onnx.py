@@ -84,7 +84,7 @@ def translation_table():
         raise RuntimeError("onnx_export: the compiled library of birnn_ext is not there, and with it the op to be translated")
     from onnxscript import opset18 as op
 
-    INT32 = 6  # onnx.TensorProto.INT32
+    FLOAT, INT32, BFLOAT16 = 1, 6, 16  # onnx.TensorProto.*
 
     def layer(
         input, h0, c0, lengths, w_ih, w_hh, b_ih, b_hh, w_hr,
@@ -122,17 +122,23 @@ def translation_table():
             raise ValueError("b_ih, b_hh: ONNX has both or none")
         x = op.Transpose(input, perm=[1, 0, 2]) if batch_first else input
         steps = None if lengths is None else op.Cast(lengths, to=INT32)
-        inputs = (x, join([gates(w[0]) for w in directions]), join([gates(w[1]) for w in directions]), biases, steps, h0)
+        inputs: tuple[Any, ...]
+        inputs = (x, join([gates(w[0]) for w in directions]), join([gates(w[1]) for w in directions]), biases, steps, h0, c0)
+        # The nodes know bfloat16 from opset 22 on only.
+        if input.dtype == BFLOAT16:
+            inputs = tuple(t if t is None or t is steps else op.Cast(t, to=FLOAT) for t in inputs)
         attributes = {"direction": "forward" if len(directions) == 1 else "bidirectional", "hidden_size": w_hh.shape[1]}
         if mode == "LSTM":
-            y, h_n, c_n = op.LSTM(*inputs, c0, **attributes)
+            y, h_n, c_n = op.LSTM(*inputs, **attributes)
         elif mode == "GRU":
-            y, h_n = op.GRU(*inputs, linear_before_reset=1, **attributes)
+            y, h_n = op.GRU(*inputs[:-1], linear_before_reset=1, **attributes)
             c_n = op.Identity(h_n)
         else:
             activation = {"RNN_TANH": "Tanh", "RNN_RELU": "Relu"}[mode]
-            y, h_n = op.RNN(*inputs, activations=[activation] * len(directions), **attributes)
+            y, h_n = op.RNN(*inputs[:-1], activations=[activation] * len(directions), **attributes)
             c_n = op.Identity(h_n)
+        if input.dtype == BFLOAT16:
+            y, h_n, c_n = (op.Cast(t, to=BFLOAT16) for t in (y, h_n, c_n))
         y = op.Transpose(y, perm=[2, 0, 1, 3] if batch_first else [0, 2, 1, 3])
         return op.Reshape(y, [0, 0, -1]), h_n, c_n, op.Identity(h_n)
 

@@ -14,19 +14,25 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from . import library, reference
-from .autograd import Layer, apply, under_autocast
+from .autograd import HALVES, Layer, apply, under_autocast
 
 _C = library.load()  # loading it registers the ops; None where it cannot be
 
 _FULL = (torch.float32, torch.float64)
-_HALVES = (torch.float16, torch.bfloat16)
 # Dtypes with a compiled kernel, by device; "meta" computes shapes only.
-KERNEL_DTYPES: dict[str, tuple[torch.dtype, ...]] = {"cpu": _FULL, "meta": _FULL} if _C is not None else {}
-if _C is not None and _C.cuda_archs:
-    KERNEL_DTYPES["cuda"] = (*_FULL, *_HALVES)
+KERNEL_DTYPES: dict[str, tuple[torch.dtype, ...]] = {}
+if _C is not None:
+    KERNEL_DTYPES = dict.fromkeys(["cpu", "meta", *["cuda"] * bool(_C.cuda_archs)], (*_FULL, *HALVES))
 _NO_WEIGHTS = (None,) * 5
 # One direction: (w_ih, w_hh, b_ih | None, b_hh | None, w_hr | None).
 Weights: TypeAlias = tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None]
+
+
+@torch.compiler.assume_constant_result
+def fast_bfloat16() -> bool:
+    """Whether the instruction set in use multiplies bfloat16 itself, twice as fast as float32."""
+    # (Not asked at import, which would choose the instruction set: an unknown BIRNN_ISA is an error of the first call.)
+    return _C is not None and _C.multiplies_bfloat16()
 
 
 def has_kernel(input: Tensor) -> bool:
@@ -155,23 +161,29 @@ def packed_layer(
     return output, h_n, c_n if mode == "LSTM" else None
 
 
-def converted(input: Tensor, mode: str) -> tuple[torch.dtype, torch.dtype] | None:
+def converted(input: Tensor, mode: str, *, computed: torch.dtype | None = None) -> tuple[torch.dtype, torch.dtype] | None:
     """(dtype to compute a stack of layers in, dtype of its results) where they are not simply the input's, else None.
 
-    Under torch.autocast that is its dtype if there is a kernel for it, as torch.nn does on a GPU, and else float32; in which
-    halves are computed too where they have no kernel, as on the CPU.
+    Under torch.autocast that is its dtype where kernels are the faster for it, as torch.nn does on a GPU; on the CPU that is
+    bfloat16 on a processor that multiplies it, and else float32. `computed`: None if the layers are as torch.nn has them; what
+    variants (float32) and prepacked layers compute in on the CPU, under autocast or where tensors are halves.
 
     The dtypes of results are those that torch.nn has: autocast on the CPU does not know GRU (as of torch 2.13), whose
     results are then of the dtype of its input.
     """
     device = input.device.type
     kernels = KERNEL_DTYPES.get(device, ())
+    if device != "cpu" or _C is None:
+        computed = None
     if under_autocast(input) and input.dtype != torch.float64:
         results = input.dtype if mode == "GRU" and device == "cpu" else torch.get_autocast_dtype(device)
-        return results if results in kernels else torch.float32, results
-    if input.dtype in _HALVES and kernels and input.dtype not in kernels:
-        return torch.float32, input.dtype
-    return None
+        if computed is not None:
+            return computed, results
+        # (Nor under a torch.func transform, parts of which plain PyTorch computes, step by step.)
+        fast = results in kernels and (device != "cpu" or (results == torch.bfloat16 and fast_bfloat16()))
+        fast = fast and not (device == "cpu" and torch._C._are_functorch_transforms_active())
+        return results if fast else torch.float32, results
+    return (computed, input.dtype) if computed not in (None, input.dtype) and input.dtype in HALVES else None
 
 
 def _differentiable(*tensors):

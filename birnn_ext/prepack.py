@@ -27,7 +27,8 @@ def prepack(model: Model, dtype: torch.dtype | None = None, inplace: bool = Fals
 
     Such a layer is called as before, and has no parameters. Small batches gain: a layer that meets few rows spends most of
     its time on reading weights, of which bfloat16 are half as many bytes. Results are then off by what rounding the weights
-    to 8 bits of precision does (each by 2**-8 of itself at most, or 2**-126); all sums stay in float32.
+    to 8 bits of precision does (each by 2**-8 of itself at most, or 2**-126); all sums stay in float32. The weights of a layer
+    that is in bfloat16 itself are packed as they are, and multiplied as such, on a processor that multiplies bfloat16.
 
     Its `state_dict` has the weights, as they were rounded, under torch.nn's names, and `load_state_dict` takes such ones.
     Pickles and copies fit any machine; what torch.export makes of it fits processors with the same instruction set.
@@ -35,7 +36,8 @@ def prepack(model: Model, dtype: torch.dtype | None = None, inplace: bool = Fals
     Args:
         model: any torch.nn.Module on the CPU. Only layers of exactly our types, without a variant (`birnn_ext.variants`),
             parametrized or not; subclasses and torch.nn's layers are left alone (:func:`birnn_ext.convert` swaps these).
-        dtype: of the weights: None for that of the layer (float32 for halves), or torch.bfloat16.
+        dtype: of the weights: None for that of the layer, or torch.bfloat16. For None the halves become float32, but
+            bfloat16 stays what it is on a processor that multiplies it.
         inplace: whether the layers of `model` itself are changed, rather than those of a copy.
 
     Returns:
@@ -79,11 +81,13 @@ def prepack(model: Model, dtype: torch.dtype | None = None, inplace: bool = Fals
         model = copy.deepcopy(model)
     layers = [layer for _, layer in _layers(model)]
     with torch.no_grad():
-        kept = [dtype or _full(_flat(layer._layers())[0].dtype) for layer in layers]
+        given = [_flat(layer._layers())[0].dtype for layer in layers]
         # All of them, before anything is changed.
-        packed = [_pack(layer._layers(), layer.mode, kind) for layer, kind in zip(layers, kept, strict=True)]
-    for layer, kind, tensors in zip(layers, kept, packed, strict=True):
-        _give(layer, kind, tensors)
+        packed = [
+            _pack(layer._layers(), layer.mode, _computed(kind, kind), dtype) for layer, kind in zip(layers, given, strict=True)
+        ]
+    for layer, tensors in zip(layers, packed, strict=True):
+        _give(layer, dtype, tensors)
     return model
 
 
@@ -117,18 +121,21 @@ def _flat(layers):
     return [weight for directions in layers for held in directions for weight in held if weight is not None]
 
 
-def _full(dtype):
-    """The dtype of the arithmetic for weights of this one."""
-    return torch.float64 if dtype == torch.float64 else torch.float32
+def _computed(given, dtype):
+    """What a layer of this dtype computes in that was made of one with weights of dtype `given`."""
+    if given == dtype == torch.bfloat16 and ops._C.multiplies_bfloat16():
+        return torch.bfloat16
+    return torch.float64 if given == torch.float64 else torch.float32
 
 
-def _pack(layers, mode, dtype):
-    """The weights of all directions of all layers, packed as `dtype`, one after the other."""
-    held = functional.cast([[None if w is None else w.detach().cpu() for w in ws] for ds in layers for ws in ds], _full(dtype))
-    return [torch.ops.birnn_ext.pack_weights(*weights, mode, dtype == torch.bfloat16) for weights in held]
+def _pack(layers, mode, computed, asked):
+    """The weights of all directions of all layers, one after the other, packed for computing in one dtype; as the other one."""
+    held = functional.cast([[None if w is None else w.detach().cpu() for w in ws] for ds in layers for ws in ds], computed)
+    narrow = asked == torch.bfloat16 != computed
+    return [torch.ops.birnn_ext.pack_weights(*weights, mode, narrow) for weights in held]
 
 
-def _give(layer, dtype, packed):
+def _give(layer, asked, packed):
     """Makes a Prepacked of the layer, which stays the object that it is."""
     kind = parametrize.type_before_parametrizations(layer)
     like = _flat(layer._layers())[0].detach().new_empty(0)
@@ -136,7 +143,8 @@ def _give(layer, dtype, packed):
     # (torch's remove_parametrizations would take the weight from the class, which copies share.)
     layer._modules.pop("parametrizations", None)
     layer.__class__ = Prepacked
-    layer.__dict__.update(_name=kind.__name__, packed_dtype=dtype, _names=layer._all_weights)
+    layer.__dict__.update(_name=kind.__name__, _names=layer._all_weights)
+    layer.__dict__.update(_asked=asked, _given=like.dtype, computed_dtype=_computed(like.dtype, like.dtype))
     layer.__dict__.update(_all_weights=[], _flat_weights_names=["_like"])  # what is looked at before a call, or behind it
     layer.register_buffer("_like", like, persistent=False)
     layer._keep(packed)
@@ -146,12 +154,19 @@ class Prepacked(RNNBase):
     """A layer whose weights are packed; made by :func:`prepack`."""
 
     _name: str
-    packed_dtype: torch.dtype  # what the weights are packed as
+    computed_dtype: torch.dtype  # of the arithmetic: decided where weights are packed
+    _asked: torch.dtype | None  # what prepack was asked for
+    _given: torch.dtype  # of the weights of the layer that it was
     _names: list[list[str]]  # of the weights of each direction
     _like: Tensor  # has the dtype of input and results
 
     def __init__(self) -> None:
         raise TypeError("a Prepacked is made by birnn_ext.prepack")
+
+    @property
+    def packed_dtype(self) -> torch.dtype:
+        """What the weights are packed as."""
+        return self._asked or self.computed_dtype
 
     def _keep(self, packed):
         for names, new in zip(self._names, packed, strict=True):
@@ -165,7 +180,7 @@ class Prepacked(RNNBase):
     def _load(self, plain):
         """Takes these weights, by name."""
         for name, weight in plain.items():
-            _check_finite(weight, self.packed_dtype, f" {name}")
+            _check_finite(weight, self._asked, f" {name}")
         layers = []
         for names in self._names:
             held = [plain[name] for name in names]
@@ -174,8 +189,10 @@ class Prepacked(RNNBase):
             if not self.proj_size:
                 held.append(None)
             layers.append((tuple(held),))
+        computed = _computed(self._given, self._like.dtype)
         with torch.no_grad():
-            self._keep(_pack(layers, self.mode, self.packed_dtype))
+            self._keep(_pack(layers, self.mode, computed, self._asked))
+        self.computed_dtype = computed
 
     def _packed(self):
         """L tuples of D packed tensors."""
@@ -213,7 +230,8 @@ class Prepacked(RNNBase):
 
         output, h_n, c_n = functional.birnn(
             input, hx, lengths, weights,
-            mode=self.mode, batch_first=batch_first, dropout=self.dropout, training=self.training, layer=compute,
+            mode=self.mode, batch_first=batch_first, dropout=self.dropout, training=self.training,
+            layer=compute, computed=self.computed_dtype,
         )  # fmt: skip
         return output, h_n if c_n is None else (h_n, c_n)
 
@@ -248,6 +266,13 @@ class Prepacked(RNNBase):
             except ValueError as error:
                 errors.append(str(error))
         error_msgs += errors
+
+    def _apply(self, fn, recurse=True):
+        super()._apply(fn, recurse)
+        # What is packed for bfloat16 takes no other input: in another dtype such a layer computes in float32.
+        if self._like.device.type == "cpu" and self.computed_dtype != _computed(self._given, self._like.dtype):
+            self._load(self._plain())
+        return self
 
     def __getstate__(self):
         # Packed memory fits one instruction set; a pickle may be read elsewhere.

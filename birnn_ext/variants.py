@@ -223,7 +223,7 @@ def birnn(
     # Row l*D + d of the third dimension belongs to direction d of layer l, as in h_n.
     h, *c = (torch.cat([o.unflatten(-1, (D, -1)) for o in parts], 2) for parts in (h_every, c_every) if parts)
     states = (h, *c) if c else h
-    dtypes = ops.converted(input, mode)
+    dtypes = ops.converted(input, mode, computed=torch.float32)
     return (*results, states if dtypes is None else functional.cast(states, dtypes[1]))
 
 

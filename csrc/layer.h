@@ -11,6 +11,8 @@
 
 #include <cstdint>
 
+#include "halves.h"
+
 namespace birnn {
 
 enum Mode { RNN_TANH, RNN_RELU, LSTM, GRU, MODE_COUNT };
@@ -49,8 +51,8 @@ struct Forward {
   const T* c0;             // [D, B, H] or null for zeros
   const int64_t* lengths;  // [B], each 0..T, or null: all are T
   Weights<T> w[2];
-  T* packed[2];  // on the CPU: the weights as they were packed before this call, which has no `w` then; or null
-  T* y;          // [T, B, D*P], strides y_t, y_b
+  Wide<T>* packed[2];  // on the CPU: the weights as they were packed before this call, which has no `w` then; or null
+  T* y;                // [T, B, D*P], strides y_t, y_b
   int64_t y_t, y_b;
   T* h_n;    // [D, B, P]
   T* c_n;    // [D, B, H] or null

@@ -94,6 +94,8 @@ PYBIND11_MODULE(_C, m) {
         "Bytes of scratch memory of a pass in float32 over the episodes in `numbers` [B][T] (see csrc/ops.h) with so many "
         "threads.");
   m.def("isa", &birnn::isa_name, "The instruction set in use.");
+  m.def(
+      "multiplies_bfloat16", [] { return birnn::table().multiplies_bfloat16(); }, "Whether that multiplies bfloat16 as it is.");
   // pybind11 turns std::invalid_argument into ValueError.
   m.def("set_isa", &birnn::set_isa, pybind11::arg("name"),
         "For tests: use this instruction set from now on. ValueError, with the choices, if it is not usable.");

@@ -30,8 +30,8 @@
   "Tensor grad_w_ih_reverse, Tensor grad_w_hh_reverse, Tensor grad_b_ih_reverse, Tensor grad_b_hh_reverse, "          \
   "Tensor grad_w_hr_reverse)"
 
-// Weights packed once for many calls; CPU only. `narrow`: as bfloat16, two to a word. unpack_weights gives them back, as rounded;
-// what there was none of has no elements.
+// Weights packed once for many calls; CPU only: float32, float64 and, on a processor that multiplies it, bfloat16. `narrow`: float32
+// weights as bfloat16, two to a word. unpack_weights gives them back, as rounded; what there was none of has no elements.
 #define BIRNN_PACK_SCHEMA                                                                       \
   "pack_weights(Tensor w_ih, Tensor w_hh, Tensor? b_ih, Tensor? b_hh, Tensor? w_hr, str mode, " \
   "bool narrow) -> Tensor packed"

@@ -44,8 +44,9 @@ def main(folder):
 
 
 def speed_result():
-    """What was measured of the grid on two threads with rows of equal length, as one result, and a digest of it."""
-    grids = [r for _, r in table.load() if not r["settings"]["ragged"] and not r["settings"].get("wide")]
+    """What was measured of the grid in float32, two threads, rows of equal length, as one result, and a digest of it."""
+    plain = {"ragged": False, "wide": False, "dtype": "float32"}
+    grids = [r for _, r in table.load() if {k: r["settings"].get(k, False) for k in plain} == plain]
     (result,) = [r for r in grids if any(entry["threads"] == 2 for entry in r["cases"])]
     result = result | {"cases": [entry for entry in result["cases"] if entry["threads"] == 2]}
     shown = [result["machine"], result["date"], [(entry["key"], entry["ratio"]) for entry in result["cases"]]]

@@ -1,12 +1,13 @@
-"""float16 and bfloat16 on the CPU: the kernels in float32 inside, results in the dtype of the module."""
+"""Modules in float16 and bfloat16 on the CPU.
+
+Not here: the kernels of each instruction set (cpu/test_halves.py).
+"""
 
 import compare
 import grids
 import pytest
 import torch
 from torch import nn
-
-import birnn_ext
 
 pytestmark = pytest.mark.usefixtures("two_threads")
 dtypes = pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
@@ -56,15 +57,25 @@ def nest(value, dtype):
 
 @dtypes
 def test_it_is_the_kernel_that_computes(monkeypatch, dtype):
-    """The rounding shows it: within a stack nothing is rounded to `dtype`."""
     _, ours, x = halves("GRU", dtype)
-    single = birnn_ext.GRU(I, H, 2, bidirectional=True)
-    single.load_state_dict({name: w.float() for name, w in ours.state_dict().items()})
+    exact = compare.wide(ours)(x.double())
     monkeypatch.setattr("birnn_ext.reference.layer", None)
-    output, h_n = ours(x)
-    expected, expected_h_n = single(x.float())
-    assert output.dtype == h_n.dtype == dtype
-    assert torch.equal(output, expected.to(dtype)) and torch.equal(h_n, expected_h_n.to(dtype))
+    for found, right in zip(ours(x), exact, strict=True):
+        assert found.dtype == dtype
+        torch.testing.assert_close(found.double(), right.detach(), rtol=0, atol=2 * torch.finfo(dtype).eps)
+
+
+@dtypes
+@modes
+def test_what_is_kept_for_backward_is_half_as_much(mode, dtype):
+    def kept(module, x):
+        sizes = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: sizes.append(t.nbytes), lambda t: t):
+            module(x)
+        return sum(sizes)
+
+    _, ours, x = halves(mode, dtype)
+    assert 2 * kept(ours, x) == kept(ours.float(), x.float())
 
 
 @dtypes

@@ -115,7 +115,7 @@ def test_autocast():
     with torch.autocast("cpu", torch.bfloat16):
         found, expected = birnn_ext.prepack(ours)(x), ours(x)
     assert found[0].dtype == expected[0].dtype
-    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(found, expected, atol=4e-3, rtol=1e-2)  # a prepacked layer computes in float32
 
 
 # ---- what becomes of a model ----

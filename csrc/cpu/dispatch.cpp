@@ -15,6 +15,9 @@
 namespace birnn {
 
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
+namespace avx512_bf16 {
+extern const Kernels<bfloat16> kernels;
+}
 namespace avx512 {
 extern const Table kernels;
 }
@@ -33,9 +36,17 @@ std::vector<const Table*> usable() {
   std::vector<const Table*> tables;
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
   __builtin_cpu_init();
-  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
   if (avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
       __builtin_cpu_supports("avx512vl")) {
+    if (__builtin_cpu_supports("avx512bf16")) {
+      static const Table with_dots = [] {
+        Table t = avx512::kernels;
+        t.name = "avx512_bf16", t.bf16 = avx512_bf16::kernels;
+        return t;
+      }();
+      tables.push_back(&with_dots);
+    }
     tables.push_back(&avx512::kernels);
   }
   if (avx2) tables.push_back(&avx2::kernels);
@@ -62,7 +73,7 @@ const Table& choose() {
   for (const Table* t : usable()) {
     const std::string name = t->name;
     if (cap == "default" && name != "base") continue;
-    if (cap == "avx2" && name == "avx512") continue;
+    if (cap == "avx2" && name.rfind("avx512", 0) == 0) continue;
     return *t;
   }
   return base::kernels;

@@ -26,29 +26,30 @@ constexpr int dot_columns(int mr) {
 
 // sums[(r * L + i) * L + lane]: the sums over k of a[r][k] * w[i][k], lane by lane, i < NR. The K * NR elements from `ahead` on
 // are fetched meanwhile.
-template <class T, int MR>
-__attribute__((noinline)) void dots(int64_t K, const T* __restrict__ a, int64_t lda, const T* const* w, const T* ahead,
+template <class S, int MR, class A = Operand<S>, class T = Wide<S>>
+__attribute__((noinline)) void dots(int64_t K, const A* __restrict__ a, int64_t lda, const S* const* w, const S* ahead,
                                     T* __restrict__ sums) {
-  constexpr int L = lanes<T>, NR = dot_columns<T>(MR), line = 64 / int(sizeof(T));
+  constexpr int L = lanes<T>, NR = dot_columns<T>(MR), line = 64 / int(sizeof(S));
+  constexpr int LK = paired<A> ? 2 * L : L;  // indices k of a vector
   Vec<T> sum[MR][NR];
 #pragma GCC unroll 48
   for (int i = 0; i < MR * NR; ++i) sum[i / NR][i % NR] = Vec<T>{};
   const auto step = [&](int64_t k, int64_t some) __attribute__((always_inline)) {
     Vec<T> wk[NR];
 #pragma GCC unroll 8
-    for (int i = 0; i < NR; ++i) wk[i] = load_some(w[i] + k, some);
+    for (int i = 0; i < NR; ++i) wk[i] = load_words(w[i] + k, some);
 #pragma GCC unroll 8
     for (int r = 0; r < MR; ++r) {
-      const Vec<T> ak = load_some(a + r * lda + k, some);
+      const Vec<T> ak = load_words<A, A>(a + r * lda + k, some);
 #pragma GCC unroll 8
-      for (int i = 0; i < NR; ++i) sum[r][i] += ak * wk[i];
+      for (int i = 0; i < NR; ++i) sum[r][i] = multiply_add<A>(sum[r][i], ak, wk[i]);
     }
   };
   int64_t k = 0;
-  for (; k + L <= K; k += L) {
+  for (; k + LK <= K; k += LK) {
 #pragma GCC unroll 8
-    for (int i = 0; i < NR * L; i += line) __builtin_prefetch(ahead + k * NR + i, 0, 2);
-    step(k, L);
+    for (int i = 0; i < NR * LK; i += line) __builtin_prefetch(ahead + k * NR + i, 0, 2);
+    step(k, LK);
   }
   if (k < K) step(k, K - k);
 #pragma GCC unroll 8
@@ -58,24 +59,24 @@ __attribute__((noinline)) void dots(int64_t K, const T* __restrict__ a, int64_t 
   }
 }
 
-template <class T>
-using Dots = void (*)(int64_t, const T*, int64_t, const T* const*, const T*, T*);
-template <class T>
-constexpr Dots<T> all_dots[max_dot_rows] = {&dots<T, 1>, &dots<T, 2>, &dots<T, 3>, &dots<T, 4>, &dots<T, 5>, &dots<T, 6>};
+template <class S>
+using Dots = void (*)(int64_t, const Operand<S>*, int64_t, const S* const*, const S*, Wide<S>*);
+template <class S>
+constexpr Dots<S> all_dots[max_dot_rows] = {&dots<S, 1>, &dots<S, 2>, &dots<S, 3>, &dots<S, 4>, &dots<S, 5>, &dots<S, 6>};
 
 // What a tile of `rows` rows and the panel of `units` vectors of columns from vector `first` on would leave in `out`.
-template <class T>
-BIRNN_INLINE void tile_of_dots(const Shape& s, const T* w, int64_t first, int units, int rows, const T* a, int64_t lda,
+template <class S, class T = Wide<S>>
+BIRNN_INLINE void tile_of_dots(const Shape& s, const S* w, int64_t first, int units, int rows, const Operand<S>* a, int64_t lda,
                                T* out) {
   constexpr int L = lanes<T>;
   alignas(64) T sums[max_dot_rows * L * L];
   const int nv = units * s.gates, together = dot_columns<T>(rows);
-  const Dots<T> run = all_dots<T>[rows - 1];
+  const Dots<S> run = all_dots<S>[rows - 1];
   for (int j = 0; j < nv; ++j) {
     const int64_t unit = (first + j % units) * L;
-    const T* from = w + (j / units * s.N + unit) * s.K;
+    const S* from = w + (j / units * s.N + unit) * s.K;
     for (int i = 0; i < L; i += together) {
-      const T* columns[8];  // lanes beyond N repeat the last column: nobody reads them, but they have to be numbers
+      const S* columns[8];  // lanes beyond N repeat the last column: nobody reads them, but they have to be numbers
       for (int c = 0; c < together; ++c) columns[c] = from + smaller<int64_t>(i + c, s.N - 1 - unit) * s.K;
       run(s.K, a, lda, columns, from + (i + together) * s.K, sums + i * L);
     }

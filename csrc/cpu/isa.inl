@@ -1,5 +1,6 @@
-// Everything that is compiled once per instruction set, ending in the table of its kernels. The including file has set the
-// target, BIRNN_NS, BIRNN_VECTOR_BYTES and BIRNN_VECTOR_REGISTERS. No torch and no STL below this line.
+// Everything that is compiled once per instruction set, ending in the tables of its kernels. The including file has set the
+// target, BIRNN_NS, BIRNN_VECTOR_BYTES and BIRNN_VECTOR_REGISTERS, and BIRNN_F16C where the target has that; with BIRNN_BF16_DOT only
+// the kernels for bfloat16 are compiled. No torch and no STL below this line.
 #include "simd_math.h"
 // (Math before the cells, which call it.)
 #include "../cells/cells.h"
@@ -10,6 +11,47 @@
 namespace birnn {
 namespace BIRNN_NS {
 
+template <class S, class Cell>
+constexpr ForwardKernel<S> forward_kernel() {
+  using K = ForwardSweep<S, Cell>;
+  return {&K::packed_size, &K::pack, &K::unpack, &K::scratch_size, &K::run};
+}
+
+template <class S, class Cell>
+constexpr BackwardKernel<S> backward_kernel() {
+  using K = BackwardSweep<S, Cell>;
+  return {&K::packed_size, &K::pack, &K::scratch_size, &K::one_chunk, &K::run};
+}
+
+template <class S>
+static void convert(const Wide<S>* from, S* to, int64_t n) {
+  copy(to, from, n);
+}
+
+template <class S>
+static void add(S* to, const S* from, int64_t n) {
+  for (int64_t i = 0; i < n; i += lanes<Wide<S>>) {
+    store_some(to + i, load_some(to + i, n - i) + load_some(from + i, n - i), n - i);
+  }
+}
+
+#define BIRNN_FORWARD(cell, mode) forward_kernel<S, cell>(),
+#define BIRNN_BACKWARD(cell, mode) backward_kernel<S, cell>(),
+template <class S>
+constexpr Kernels<S> all_kernels() {
+  return {{BIRNN_FOR_EACH_CELL(BIRNN_FORWARD)},
+          {BIRNN_FOR_EACH_CELL(BIRNN_BACKWARD)},
+          &convert<S>,
+          &add<S>,
+          sizeof(Wide<S>) / (paired<Operand<S>> ? 2 : 1)};
+}
+#undef BIRNN_FORWARD
+#undef BIRNN_BACKWARD
+
+#if defined(BIRNN_BF16_DOT)
+extern const Kernels<bfloat16> kernels;
+const Kernels<bfloat16> kernels = all_kernels<bfloat16>();
+#else
 template <class T>
 static void math_hook(int function, int64_t n, const T* x, T* y) {
   for (int64_t i = 0; i < n; i += lanes<T>) {
@@ -19,29 +61,10 @@ static void math_hook(int function, int64_t n, const T* x, T* y) {
   }
 }
 
-template <class T, class Cell>
-constexpr ForwardKernel<T> forward_kernel() {
-  using K = ForwardSweep<T, Cell>;
-  return {&K::packed_size, &K::pack, &K::unpack, &K::scratch_size, &K::run};
-}
-
-template <class T, class Cell>
-constexpr BackwardKernel<T> backward_kernel() {
-  using K = BackwardSweep<T, Cell>;
-  return {&K::packed_size, &K::pack, &K::scratch_size, &K::run};
-}
-
-#define BIRNN_FORWARD(cell, mode) forward_kernel<T, cell>(),
-#define BIRNN_BACKWARD(cell, mode) backward_kernel<T, cell>(),
-template <class T>
-constexpr Kernels<T> all_kernels() {
-  return {{BIRNN_FOR_EACH_CELL(BIRNN_FORWARD)}, {BIRNN_FOR_EACH_CELL(BIRNN_BACKWARD)}};
-}
-#undef BIRNN_FORWARD
-#undef BIRNN_BACKWARD
-
 extern const Table kernels;
-const Table kernels = {BIRNN_ISA_NAME, all_kernels<float>(), all_kernels<double>(), &math_hook<float>, &math_hook<double>};
+const Table kernels = {BIRNN_ISA_NAME,          all_kernels<float>(), all_kernels<double>(), all_kernels<float16>(),
+                       all_kernels<bfloat16>(), &math_hook<float>,    &math_hook<double>};
+#endif
 
 }  // namespace BIRNN_NS
 }  // namespace birnn

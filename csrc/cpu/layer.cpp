@@ -8,6 +8,7 @@
 
 #include "../cells/facts.h"
 #include "../ops.h"
+#include "dense.h"
 #include "memory.h"
 #include "pair.h"
 #include "prepacked.h"
@@ -17,92 +18,21 @@ namespace birnn {
 
 namespace {
 
-template <class T>
-const T* pointer(const at::Tensor& t) {
-  return t.defined() ? t.const_data_ptr<T>() : nullptr;
-}
-
-template <class T>
-void copy_strided(const at::Tensor& from, T* to) {
-  const T* data = from.const_data_ptr<T>();
-  if (from.dim() > 3) {
-    for (int64_t i = 0; i < from.size(0); ++i) copy_strided(from.select(0, i), to + from.numel() / from.size(0) * i);
-    return;
-  }
-  int64_t size[3] = {1, 1, 1}, stride[3] = {0, 0, 0};
-  for (int64_t i = 0; i < from.dim(); ++i) {
-    size[3 - from.dim() + i] = from.size(i), stride[3 - from.dim() + i] = from.stride(i);
-  }
-  const int64_t shares = from.numel() > 32768 ? parallel_tasks() : 1;
-  run_tasks(shares, true, [&](int64_t k) {
-    for (int64_t row = size[0] * size[1] * k / shares; row < size[0] * size[1] * (k + 1) / shares; ++row) {
-      const T* line = data + row / size[1] * stride[0] + row % size[1] * stride[1];
-      for (int64_t j = 0; j < size[2]; ++j) to[row * size[2] + j] = line[j * stride[2]];
-    }
-  });
-}
-
-// t, or a copy of it without gaps. Not at::Tensor::contiguous, for the reason given at `add` below.
-at::Tensor contiguous(const at::Tensor& t) {
-  if (!t.defined() || t.is_contiguous()) return t;
-  at::Tensor copy = at::empty(t.sizes(), t.options().requires_grad(false));
-  switch (t.scalar_type()) {
-    case at::kFloat:
-      copy_strided(t, copy.mutable_data_ptr<float>());
-      break;
-    case at::kDouble:
-      copy_strided(t, copy.mutable_data_ptr<double>());
-      break;
-    default:
-      copy_strided(t, copy.mutable_data_ptr<int64_t>());
-  }
-  return copy;
-}
-
-// Features side by side; time and batch may have any stride.
-at::Tensor feature_contiguous(const at::Tensor& t) {
-  return !t.defined() || t.stride(2) == 1 || t.size(2) <= 1 ? t : contiguous(t);
-}
-
 int64_t time_stride(const at::Tensor& t, bool batch_first) { return t.stride(batch_first ? 1 : 0); }
 int64_t batch_stride(const at::Tensor& t, bool batch_first) { return t.stride(batch_first ? 0 : 1); }
 
-void make_dense(LayerTensors& l) {
-  TORCH_CHECK(l.input.scalar_type() == at::kFloat || l.input.scalar_type() == at::kDouble,
-              "input: the CPU kernels are for dtypes Float and Double, got ", l.input.scalar_type());
-  l.input = feature_contiguous(l.input);
-  l.h0 = contiguous(l.h0), l.c0 = contiguous(l.c0), l.lengths = contiguous(l.lengths);
-  for (int d = 0; d < l.n.D; ++d) {
-    for (at::Tensor* w : {&l.w_ih[d], &l.w_hh[d], &l.b_ih[d], &l.b_hh[d], &l.w_hr[d]}) *w = contiguous(*w);
-  }
-  if (!l.lengths.defined()) return;
-  const int64_t* lengths = l.lengths.const_data_ptr<int64_t>();
-  if (l.lengths.dim() == 2) {  // numbers of episodes: any, but once a row has ended it has ended
-    for (int64_t i = 0; i < l.n.B * l.n.T; ++i) {
-      TORCH_CHECK_VALUE(lengths[i] >= 0 && (i % l.n.T == 0 || lengths[i - 1] > 0 || lengths[i] == 0),
-                        "lengths: expected the numbers of episodes, from 1 on, then zeros, got ", lengths[i], " at row ",
-                        i / l.n.T, ", step ", i % l.n.T);
-    }
-    return;
-  }
-  for (int64_t b = 0; b < l.n.B; ++b) {
-    TORCH_CHECK_VALUE(lengths[b] >= 0 && lengths[b] <= l.n.T, "lengths: expected values from 0 to T = ", l.n.T, ", got ",
-                      lengths[b], " at position ", b);
-  }
-}
-
-template <class T>
-Forward<T> forward_args(const LayerTensors& l) {
-  Forward<T> f = {};
+template <class S>
+Forward<S> forward_args(const LayerTensors& l) {
+  Forward<S> f = {};
   f.n = l.n;
-  f.x = pointer<T>(l.input);
+  f.x = pointer<S>(l.input);
   f.x_t = time_stride(l.input, l.batch_first), f.x_b = batch_stride(l.input, l.batch_first);
-  f.h0 = pointer<T>(l.h0), f.c0 = pointer<T>(l.c0);
+  f.h0 = pointer<S>(l.h0), f.c0 = pointer<S>(l.c0);
   f.lengths = l.lengths.defined() && l.lengths.dim() == 1 ? pointer<int64_t>(l.lengths) : nullptr;
   for (int d = 0; d < l.n.D; ++d) {
-    f.w[d] = {pointer<T>(l.w_ih[d]), pointer<T>(l.w_hh[d]), pointer<T>(l.b_ih[d]), pointer<T>(l.b_hh[d]),
-              pointer<T>(l.w_hr[d])};
-    f.packed[d] = panels_of<T>(l.packed[d]);
+    f.w[d] = {pointer<S>(l.w_ih[d]), pointer<S>(l.w_hh[d]), pointer<S>(l.b_ih[d]), pointer<S>(l.b_hh[d]),
+              pointer<S>(l.w_hr[d])};
+    f.packed[d] = panels_of<Wide<S>>(l.packed[d]);
   }
   return f;
 }
@@ -124,8 +54,7 @@ void pack_and_sweep(const Plan& p, const Sizes& n, int64_t packed_size, T* const
 }
 
 // Tasks of whole rows or, where `lengths` divides them, of episodes.
-Plan plan_rows(const LayerTensors& l, int64_t threads, int64_t rows_of_a_task) {
-  const int64_t element = l.input.element_size();
+Plan plan_rows(const LayerTensors& l, int64_t threads, int64_t rows_of_a_task, int64_t element) {
   const int gates = cell_facts[l.mode].gates;
   const int64_t* lengths = pointer<int64_t>(l.lengths);
   if (lengths && l.lengths.dim() == 2) return plan_episodes(l.n, gates, lengths, threads, rows_of_a_task, element);
@@ -143,12 +72,14 @@ struct TaskScratch {
   T* of(int64_t task) const { return static_cast<T*>(memory.get()) + starts[task]; }
 };
 
-template <class T>
-void run_forward(const LayerTensors& l, const Forward<T>& f) {
-  const ForwardKernel<T>& kernel = table().kernels<T>().forward[l.mode];
+template <class S>
+void run_forward(const LayerTensors& l, const Forward<S>& f) {
+  typedef Wide<S> T;
+  const Kernels<S>& kernels = table().kernels<S>();
+  const ForwardKernel<S>& kernel = kernels.forward[l.mode];
   const int64_t l2 = l2_cache_bytes();
   const bool parallel = worth_threads(l.n, cell_facts[l.mode].gates);
-  const Plan p = plan_rows(l, parallel ? parallel_tasks() : 1, 1);
+  const Plan p = plan_rows(l, parallel ? parallel_tasks() : 1, 1, kernels.weight_bytes);
   TaskScratch<T> scratch;
   for (const Task& task : p.tasks) scratch.add(kernel.scratch_size(f, task, l2));
   scratch.allocate_all();
@@ -167,16 +98,15 @@ std::tuple<at::Tensor, at::Tensor> run_layer(LayerTensors& l, bool train, const 
   const auto options = l.input.options().requires_grad(false);
   at::Tensor output = at::empty(output_shape(l), options);
   at::Tensor saved = train ? empty_reusable(saved_shape(l), l.input) : at::empty({0}, options);
-  const auto run = [&](auto zero) {
-    using T = decltype(zero);
-    Forward<T> f = forward_args<T>(l);
-    f.y = output.mutable_data_ptr<T>();
+  with_type(l.input.scalar_type(), [&](auto zero) {
+    using S = decltype(zero);
+    Forward<S> f = forward_args<S>(l);
+    f.y = data<S>(output);
     f.y_t = time_stride(output, l.batch_first), f.y_b = batch_stride(output, l.batch_first);
-    f.h_n = h_n.mutable_data_ptr<T>(), f.c_n = c_n.defined() ? c_n.mutable_data_ptr<T>() : nullptr;
-    f.saved = train ? saved.mutable_data_ptr<T>() : nullptr;
+    f.h_n = data<S>(h_n), f.c_n = c_n.defined() ? data<S>(c_n) : nullptr;
+    f.saved = train ? data<S>(saved) : nullptr;
     run_forward(l, f);
-  };
-  l.input.scalar_type() == at::kFloat ? run(float()) : run(double());
+  });
   return {output, saved};
 }
 
@@ -216,7 +146,7 @@ struct WeightGradients {
 
   template <class T>
   Gradients<T> pointers() const {
-    const auto at = [](const at::Tensor& t) { return t.numel() ? t.mutable_data_ptr<T>() : nullptr; };
+    const auto at = [](const at::Tensor& t) { return t.numel() ? data<T>(t) : nullptr; };
     return {at(w_ih), at(w_hh), at(b_ih), at(b_hh), at(w_hr)};
   }
   // The same places in memory of one's own.
@@ -231,58 +161,66 @@ struct WeightGradients {
   }
 };
 
-// total[i] += parts[0][i] + parts[1][i] + ..., always in this order; this is share `share` of `shares`.
-template <class T>
-void add_parts(T* total, int64_t size, const T* parts, int64_t count, int64_t stride, int64_t share, int64_t shares) {
-  if (!total) return;
-  for (int64_t k = 0; k < count; ++k) {
-    for (int64_t i = size * share / shares; i < size * (share + 1) / shares; ++i) total[i] += parts[k * stride + i];
-  }
+// total[i] += parts[0][i] + parts[1][i] + ..., always in this order; this is share `share` of `shares`. With `sums` there is nothing
+// in `total` yet, and it becomes the sum of the parts, rounded once.
+template <class S>
+void add_parts(S* total, int64_t size, Wide<S>* parts, int64_t count, int64_t stride, bool sums, int64_t share,
+               int64_t shares) {
+  const int64_t begin = size * share / shares, n = size * (share + 1) / shares - begin;
+  Wide<S>* sum = sums ? parts + begin : reinterpret_cast<Wide<S>*>(total) + begin;
+  for (int64_t k = sums; k < count; ++k) table().kernels<Wide<S>>().add(sum, parts + k * stride + begin, n);
+  if (sums) table().kernels<S>().convert(sum, total + begin, n);
 }
 
 // to[i] += from[i]. Not at::Tensor::add_, which would open a parallel region of torch's own, also in a forked process.
-template <class T>
-void add(T* to, const T* from, int64_t size) {
+template <class S>
+void add(S* to, const S* from, int64_t size) {
   const int64_t shares = size > 32768 ? parallel_tasks() : 1;
   run_tasks(shares, true, [&](int64_t k) {
-    for (int64_t i = size * k / shares; i < size * (k + 1) / shares; ++i) to[i] += from[i];
+    const int64_t begin = size * k / shares;
+    table().kernels<S>().add(to + begin, from + begin, size * (k + 1) / shares - begin);
   });
 }
 
-template <class T>
-void run_backward(const LayerTensors& l, const Backward<T>& q, const WeightGradients* gradients) {
-  const BackwardKernel<T>& kernel = table().kernels<T>().backward[l.mode];
+template <class S>
+void run_backward(const LayerTensors& l, const Backward<S>& q, const WeightGradients* gradients) {
+  typedef Wide<S> T;
+  const Kernels<S>& kernels = table().kernels<S>();
+  const BackwardKernel<S>& kernel = kernels.backward[l.mode];
   const int64_t l2 = l2_cache_bytes();
   const bool parallel = worth_threads(l.n, cell_facts[l.mode].gates);
   // Every further task of a direction has weight gradients of its own: few rows are not worth that.
-  const Plan p = plan_rows(l, parallel ? parallel_tasks() : 1, 4);
+  const Plan p = plan_rows(l, parallel ? parallel_tasks() : 1, 4, kernels.weight_bytes);
   TaskScratch<T> scratch;
   for (const Task& task : p.tasks) scratch.add(kernel.scratch_size(q, task, {0, p.members}, l2));
   scratch.allocate_all();
-  // The first task of a direction writes to the results, the others to parts that are added afterwards in a fixed
-  // order.
-  const int64_t size = std::max(gradients[0].size(), gradients[1].size()), parts = p.splits - 1;
+  // The first task of a direction writes to the results, the others to parts that are added afterwards in a fixed order. Where
+  // the results are halves and there is anything to add, all write to parts.
+  const bool sums = sizeof(S) < sizeof(T) && (p.splits > 1 || !kernel.one_chunk(q, p.tasks[0], l2));
+  const int64_t size = std::max(gradients[0].size(), gradients[1].size()), parts = p.splits - (sums ? 0 : 1);
   const at::DataPtr parts_memory = allocate(size_t(size * parts * l.n.D) * sizeof(T));
   const auto part = [&](int64_t d, int64_t k) { return static_cast<T*>(parts_memory.get()) + (d * parts + k) * size; };
   pack_and_sweep<T>(
       p, l.n, (kernel.packed_size(q) + 63) / 64 * 64, {}, parallel, [&](int d, T* memory) { kernel.pack(q, d, memory); },
       [&](int64_t i, const Team& team, bool packed, T* memory) {
         const int64_t d = p.tasks[i].dir, k = i - d * p.splits;
+        const bool direct = k == 0 && !sums;
+        const Gradients<S> result = gradients[d].template pointers<S>();
         const Gradients<T> out =
-            k == 0 ? gradients[d].template pointers<T>() : gradients[d].template pointers_into<T>(part(d, k - 1));
-        kernel.run(q, p.tasks[i], team, out, packed, memory, scratch.of(i), l2);
+            direct ? gradients[d].template pointers<T>() : gradients[d].template pointers_into<T>(part(d, sums ? k : k - 1));
+        kernel.run(q, p.tasks[i], team, out, direct ? &result : nullptr, packed, memory, scratch.of(i), l2);
       });
   if (!parts || !q.want_weights) return;
-  run_tasks(p.splits, parallel, [&](int64_t k) {
-    for (int64_t d = 0; d < l.n.D; ++d) {
-      const WeightGradients& g = gradients[d];
-      const Gradients<T> to = g.pointers<T>(), from = g.pointers_into<T>(part(d, 0));
-      add_parts<T>(to.w_ih, g.w_ih.numel(), from.w_ih, parts, size, k, p.splits);
-      add_parts<T>(to.w_hh, g.w_hh.numel(), from.w_hh, parts, size, k, p.splits);
-      add_parts<T>(to.b_ih, g.b_ih.numel(), from.b_ih, parts, size, k, p.splits);
-      add_parts<T>(to.b_hh, g.b_hh.numel(), from.b_hh, parts, size, k, p.splits);
-      add_parts<T>(to.w_hr, g.w_hr.numel(), from.w_hr, parts, size, k, p.splits);
-    }
+  run_tasks(p.splits * l.n.D, parallel, [&](int64_t i) {
+    const int64_t d = i / p.splits, k = i % p.splits;
+    const WeightGradients& g = gradients[d];
+    const Gradients<S> to = g.pointers<S>();
+    const Gradients<T> from = g.pointers_into<T>(part(d, 0));
+    const auto add = [&](S* total, const at::Tensor& like, T* first) {
+      if (total) add_parts(total, like.numel(), first, parts, size, sums, k, p.splits);
+    };
+    add(to.w_ih, g.w_ih, from.w_ih), add(to.w_hh, g.w_hh, from.w_hh);
+    add(to.b_ih, g.b_ih, from.b_ih), add(to.b_hh, g.b_hh, from.b_hh), add(to.w_hr, g.w_hr, from.w_hr);
   });
 }
 
@@ -305,17 +243,17 @@ struct BackwardTensors {
     dc0 = at::empty(need_state && l.mode == LSTM ? Shape{n.D, n.B, n.H} : Shape{0}, options);
   }
 
-  template <class T>
-  Backward<T> arguments(const LayerTensors& l, bool need_state) const {
-    Backward<T> q = {};
-    q.f = forward_args<T>(l);
-    q.f.y = const_cast<T*>(output.const_data_ptr<T>());  // read only
+  template <class S>
+  Backward<S> arguments(const LayerTensors& l, bool need_state) const {
+    Backward<S> q = {};
+    q.f = forward_args<S>(l);
+    q.f.y = const_cast<S*>(pointer<S>(output));  // read only
     q.f.y_t = time_stride(output, l.batch_first), q.f.y_b = batch_stride(output, l.batch_first);
-    q.f.saved = const_cast<T*>(saved.const_data_ptr<T>());
-    q.dy = pointer<T>(dy), q.dh_n = pointer<T>(dh_n), q.dc_n = pointer<T>(dc_n);
+    q.f.saved = const_cast<S*>(pointer<S>(saved));
+    q.dy = pointer<S>(dy), q.dh_n = pointer<S>(dh_n), q.dc_n = pointer<S>(dc_n);
     q.every_c = dc_n.defined() && dc_n.dim() == 4;
     if (dy.defined()) q.dy_t = time_stride(dy, l.batch_first), q.dy_b = batch_stride(dy, l.batch_first);
-    if (need_state) q.dh0 = dh0.mutable_data_ptr<T>(), q.dc0 = dc0.mutable_data_ptr<T>();
+    if (need_state) q.dh0 = data<S>(dh0), q.dc0 = data<S>(dc0);
     return q;
   }
 };
@@ -336,16 +274,15 @@ ThirteenTensors layer_backward(const OptionalTensor& grad_output, const Optional
     dx[d] = d ? empty_reusable(l.input.sizes(), input) : at::empty(l.input.sizes(), options);
   const WeightGradients dw[2] = {{l, 0, need_weights}, {l, 1, need_weights}};
 
-  const auto run = [&](auto zero) {
-    using T = decltype(zero);
-    Backward<T> q = t.arguments<T>(l, need_state);
-    for (int d = 0; need_input && d < n.D; ++d) q.dx[d] = dx[d].template mutable_data_ptr<T>();
+  with_type(input.scalar_type(), [&](auto zero) {
+    using S = decltype(zero);
+    Backward<S> q = t.arguments<S>(l, need_state);
+    for (int d = 0; need_input && d < n.D; ++d) q.dx[d] = data<S>(dx[d]);
     if (need_input) q.dx_t = time_stride(dx[0], batch_first), q.dx_b = batch_stride(dx[0], batch_first);
     q.want_weights = need_weights;
     run_backward(l, q, dw);
     if (need_input && n.D == 2) add(q.dx[0], q.dx[1], dx[0].numel());
-  };
-  input.scalar_type() == at::kFloat ? run(float()) : run(double());
+  });
   return {dx[0],      t.dh0,      t.dc0,      dw[0].w_ih, dw[0].w_hh, dw[0].b_ih, dw[0].b_hh,
           dw[0].w_hr, dw[1].w_ih, dw[1].w_hh, dw[1].b_ih, dw[1].b_hh, dw[1].w_hr};
 }
@@ -359,13 +296,12 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> layer_gates_backward(const Option
   const WeightGradients none[2] = {{l, 0, false}, {l, 1, false}};
   const at::Tensor gates =
       at::empty({l.n.D, l.n.T, l.n.B, cell_facts[l.mode].columns, l.n.H}, input.options().requires_grad(false));
-  const auto run = [&](auto zero) {
-    using T = decltype(zero);
-    Backward<T> q = t.arguments<T>(l, true);
-    q.gates = gates.mutable_data_ptr<T>();
+  with_type(input.scalar_type(), [&](auto zero) {
+    using S = decltype(zero);
+    Backward<S> q = t.arguments<S>(l, true);
+    q.gates = data<S>(gates);
     run_backward(l, q, none);
-  };
-  input.scalar_type() == at::kFloat ? run(float()) : run(double());
+  });
   return {gates, t.dh0, t.dc0};
 }
 

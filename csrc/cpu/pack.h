@@ -5,13 +5,13 @@
 //
 //   panel p = [K][G][units of the panel, in vectors of L]        `wide` vectors of units per panel, the last may have fewer
 //   e.g. GRU:   k=0: | r of units 0..L-1 | z of units 0..L-1 | n of units 0..L-1 |   k=1: ...
-//   narrow:     k=0 and 1 in the words of one such row, k=2 and 3 in the next (tile.h)
+//   pairs:      k=0 and 1 in the words of one such row, k=2 and 3 in the next (tile.h, operand.h)
 //
 // Lanes beyond N are zero. Not here: products (panels.h), and back from panels to a weight (unpack.h).
 #pragma once
 
 #include "../layer.h"
-#include "simd.h"
+#include "operand.h"
 #include "tile.h"
 
 namespace birnn {
@@ -74,27 +74,28 @@ BIRNN_INLINE void transpose(Vec<T> (&v)[lanes<T>]) {
 // Packs the panel of `units` vectors of columns from vector `first` on, out of w [gates * N, K]: a row per column.
 // L rows are read side by side, a pattern that a processor does not foresee; but together they are one stretch of memory, and
 // so are the L rows that come next: these are fetched front to back (T = 1: 1.3 to 1.7 times as fast).
-template <class T>
-BIRNN_INLINE void pack_columns(const Shape& s, const T* w, int64_t first, int units, T* to) {
-  constexpr int L = lanes<T>, line = 64 / int(sizeof(T));
+template <class S, class T = Wide<S>>
+BIRNN_INLINE void pack_columns(const Shape& s, const S* w, int64_t first, int units, T* to) {
+  constexpr int L = lanes<T>, line = 64 / int(sizeof(S));
+  constexpr int deep = paired<Operand<S>> ? 2 : 1;  // elements of a word
   const int64_t nv = units * s.gates;
   const auto column = [&](int64_t j) { return j / units * s.N + (first + j % units) * L; };
   for (int64_t j = 0; j < nv; ++j) {
     const int64_t some = smaller<int64_t>(L, s.N - (first + j % units) * L);
-    const T* from = w + column(j) * s.K;
-    const T* next = w + (j + 1 < nv ? column(j + 1) : (first + units) * L) * s.K;  // (past the end is no fault in a prefetch)
+    const S* from = w + column(j) * s.K;
+    const S* next = w + (j + 1 < nv ? column(j + 1) : (first + units) * L) * s.K;  // (past the end is no fault in a prefetch)
     T* at = to + j * L;
-    for (int64_t k = 0; k < s.K; k += L, next += L * L) {
-      const int64_t ks = smaller<int64_t>(L, s.K - k);
+    for (int64_t k = 0; k < s.depth(); k += L, next += L * L * deep) {
+      const int64_t ks = smaller<int64_t>(L, s.depth() - k), left = s.K - k * deep;
       Vec<T> block[L];
-      if (some == L && ks == L) {
+      if (some == L && left >= L * deep) {
 #pragma GCC unroll 16
         for (int i = 0; i < L; ++i) {
-          if (i * L % line == 0) __builtin_prefetch(next + i * L, 0, 2);
-          block[i] = load(from + i * s.K + k);
+          if (i * L * deep % line == 0) __builtin_prefetch(next + i * L * deep, 0, 2);
+          block[i] = load_words(from + i * s.K + k * deep, L * deep);
         }
       } else {
-        for (int i = 0; i < L; ++i) block[i] = i < some ? load_some(from + i * s.K + k, ks) : Vec<T>{};
+        for (int i = 0; i < L; ++i) block[i] = i < some ? load_words(from + i * s.K + k * deep, left) : Vec<T>{};
       }
       transpose<T>(block);
       if (ks == L) {
@@ -137,25 +138,43 @@ BIRNN_INLINE void pack_pairs(const Shape& s, const float* w, int64_t first, int 
     }
   }
 }
-BIRNN_INLINE void pack_pairs(const Shape&, const double*, int64_t, int, double*) {}  // (never called)
+template <class S>
+BIRNN_INLINE void pack_pairs(const Shape&, const S*, int64_t, int, Wide<S>*) {}  // (never called)
 
-// The same out of w [K, N] (gates = 1): a row per summed index. Index k is row (k + shift) mod K.
-template <class T>
-BIRNN_INLINE void pack_summed(const Shape& s, const T* w, int64_t shift, int64_t first, int units, T* to) {
-  constexpr int L = lanes<T>;
-  for (int64_t k = 0, row = shift; k < s.K; ++k, ++row) {
-    const T* from = w + (row < s.K ? row : row - s.K) * s.N + first * L;
-    for (int j = 0; j < units; ++j) store(to + (k * units + j) * L, load_some(from + j * L, s.N - (first + j) * L));
+// Row k of a panel of `units` vectors: f(j) is vector j. Of a pair the even row comes first.
+template <class A, class F>
+BIRNN_INLINE void pack_vectors(int64_t k, int64_t units, F&& f, Wide<A>* to) {
+  constexpr int L = lanes<Wide<A>>;
+  if constexpr (paired<A>) {
+    for (int64_t j = 0; j < units; ++j) {
+      float* word = to + (k / 2 * units + j) * L;
+      const Bits32 bits = (Bits32)f(j);
+      store(word, (Vec<float>)(k % 2 ? (bits & ~0xffff) | (Bits32)load(word) : bits >> 16 & 0xffff));
+    }
+  } else {
+    for (int64_t j = 0; j < units; ++j) store(to + (k * units + j) * L, f(j));
   }
 }
 
-// A weight, packed panel by panel as a product comes to need it: a panel is used while it is in the cache, and a weight that
-// is used only once is never written out as a whole. One that meets few rows is not packed at all.
-template <class T>
+// The same out of w [K, N] (gates = 1): a row per summed index. Index k is row (k + shift) mod K.
+template <class S>
+BIRNN_INLINE void pack_summed(const Shape& s, const S* w, int64_t shift, int64_t first, int units, Wide<S>* to) {
+  constexpr int L = lanes<Wide<S>>;
+  for (int64_t k = 0, row = shift; k < s.K; ++k, ++row) {
+    const S* from = w + (row < s.K ? row : row - s.K) * s.N + first * L;
+    pack_vectors<Operand<S>>(k, units, [&](int j) { return load_some(from + j * L, s.N - (first + j) * L); }, to);
+  }
+}
+
+// A weight of a layer of S, packed panel by panel as a product comes to need it: a panel is used while it is in the cache, and a
+// weight that is used only once is never written out as a whole. One that meets few rows is not packed at all.
+template <class S>
 struct Matrix {
+  typedef Wide<S> T;
+
   Shape s;
   T* panels;                // room for all panels
-  const T* raw = nullptr;   // the weight as it came, while its panels are not packed yet
+  const S* raw = nullptr;   // the weight as it came, while its panels are not packed yet
   bool by_columns = false;  // raw is [gates * N, K], else [K, N]
   int64_t shift = 0;        // of the rows of [K, N]
   bool once = false;        // there is one product only: the panels take turns in one place
@@ -177,11 +196,12 @@ struct Matrix {
   // [K, N] a panel can be read in place, but only once: its rows lie far apart, and would drive each other out of the cache.
   void expect(int64_t products, int64_t rows) {
     once = products == 1;
-    direct = by_columns ? rows * lanes<T> <= s.K : once && rows <= tile_rows(s.wide);
+    direct = by_columns ? rows * lanes<T> <= s.K : in_place && once && rows <= tile_rows(s.wide);
   }
+  static constexpr bool in_place = sizeof(S) == sizeof(T);  // (the micro-kernel reads no other type)
 
   void pack(int64_t panel) const {
-    if (s.pairs) {
+    if (s.pairs && !paired<Operand<S>>) {
       pack_pairs(s, raw, first(panel), units(panel), at(panel));
     } else if (by_columns) {
       pack_columns(s, raw, first(panel), units(panel), at(panel));
@@ -196,8 +216,8 @@ struct Matrix {
 };
 
 // A bias [gates * H] in the order of a row of the packed matrix, as far as this thread's panels go; null is zero.
-template <class T>
-BIRNN_INLINE void pack_bias(const Matrix<T>& m, const T* bias, T* to) {
+template <class S, class T = Wide<S>>
+BIRNN_INLINE void pack_bias(const Matrix<S>& m, const S* bias, T* to) {
   constexpr int L = lanes<T>;
   for (int64_t p = m.begin(); p < m.end(); ++p) {
     const int units = m.units(p);
@@ -209,16 +229,15 @@ BIRNN_INLINE void pack_bias(const Matrix<T>& m, const T* bias, T* to) {
   }
 }
 
-// Packs row `k` of a matrix whose rows are the summed index (gates = 1); null is a row of zeros. One row at a time: they lie
-// where time, batch and lengths put them.
-template <class T>
-BIRNN_INLINE void pack_row(const Shape& s, int64_t k, const T* row, T* to) {
+// Packs row `k` of a matrix whose rows are the summed index (gates = 1), for left operands A; null is a row of zeros. One row at a
+// time: they lie where time, batch and lengths put them.
+template <class A, class R, class T = Wide<A>>
+BIRNN_INLINE void pack_row(const Shape& s, int64_t k, const R* row, T* to) {
   constexpr int L = lanes<T>;
   const int64_t vectors = s.vectors<T>();
-  for (int64_t v = 0; v < vectors; ++v) {
-    const int64_t first = v / s.wide * s.wide, units = smaller<int64_t>(s.wide, vectors - first);
-    const Vec<T> x = row ? load_some(row + v * L, s.N - v * L) : Vec<T>{};
-    store(to + first * L * s.K + (k * units + v - first) * L, x);
+  for (int64_t first = 0; first < vectors; first += s.wide) {
+    const auto of = [&](int64_t j) { return row ? load_some(row + (first + j) * L, s.N - (first + j) * L) : Vec<T>{}; };
+    pack_vectors<A>(k, smaller<int64_t>(s.wide, vectors - first), of, to + first * L * s.depth());
   }
 }
 

@@ -27,9 +27,11 @@ BIRNN_INLINE void tile_in_place(const Matrix<T>& w, int64_t p, int rows, const T
 // Calls f(first vector of units, vectors of units, first row, rows, tile) for every tile of [M, K] x this thread's panels.
 // Each panel is used for all rows while it is in the cache; `backwards` starts at the last panel, so that a matrix larger than
 // a cache finds its tail still there.
-template <class T, class F>
-BIRNN_INLINE void product(Matrix<T>& w, int64_t M, const T* a, int64_t lda, bool backwards, F&& f) {
+template <class S, class F>
+BIRNN_INLINE void product(Matrix<S>& w, int64_t M, const Operand<S>* a, int64_t lda, bool backwards, F&& f) {
   if (M == 0) return;
+  typedef Operand<S> A;
+  typedef Wide<S> T;
   alignas(64) T out[max_tile_rows * max_tile_vectors * lanes<T>];
   constexpr int L = lanes<T>;
   const int64_t K = w.s.K, begin = w.begin(), end = w.end();
@@ -44,13 +46,14 @@ BIRNN_INLINE void product(Matrix<T>& w, int64_t M, const T* a, int64_t lda, bool
     const int64_t count = divide_up(M, in_place && w.by_columns ? max_dot_rows : tile_rows(nv));
     for (int64_t t = 0, row = 0; t < count; ++t) {
       const int rows = int((M - row) / (count - t));
-      const T* from = a + row * lda;
+      const A* from = a + row * lda;
       if (!in_place) {
-        const Tile<T> run = w.s.pairs ? tiles<T, PAIRS>[nv - 1][rows - 1] : tiles<T, PLAIN>[nv - 1][rows - 1];
+        const Form form = w.s.pairs && !paired<A> ? PAIRS : PLAIN;
+        const Tile<A> run = form == PAIRS ? tiles<A, PAIRS>[nv - 1][rows - 1] : tiles<A, PLAIN>[nv - 1][rows - 1];
         run(K, from, lda, panel, nv * L, out, next + t * w.s.depth() * (64 / int64_t(sizeof(T))));
       } else if (w.by_columns) {
         tile_of_dots(w.s, w.raw, w.first(p), units, rows, from, lda, out);
-      } else {
+      } else if constexpr (Matrix<S>::in_place) {
         tile_in_place(w, p, rows, from, lda, out);
       }
       f(w.first(p), units, row, rows, out);
@@ -60,27 +63,39 @@ BIRNN_INLINE void product(Matrix<T>& w, int64_t M, const T* a, int64_t lda, bool
   if (!w.once && !w.direct) w.raw = nullptr;
 }
 
+// `rows` columns of a [K, ...] as [K][rows], or [K / 2][rows] words of pairs, so that the micro-kernel reads consecutive addresses.
+template <class A>
+BIRNN_INLINE void fill_strip(int64_t K, int rows, const A* a, int64_t lda, A* strip) {
+  if constexpr (paired<A>) {
+    for (int64_t k = 0; k < K; k += 2, a += 2 * lda) {
+      for (int r = 0; r < rows; ++r) *strip++ = a[r], *strip++ = k + 1 < K ? a[lda + r] : A{};
+    }
+  } else {
+    for (int64_t k = 0; k < K; ++k, a += lda) {
+      for (int r = 0; r < rows; ++r) *strip++ = a[r];
+    }
+  }
+}
+
 // c[m][n] (+)= sum over k of a[k][m] * b[k][n], begin <= m < M: a gradient times what it was computed from. a and b have K
-// rows of their own; b is packed (gates = 1); `strip` is room for K * max_tile_rows elements.
-template <class T>
-BIRNN_INLINE void product_transposed(const Shape& w, const T* packed, int64_t begin, int64_t M, const T* a, int64_t lda, T* c,
-                                     int64_t ldc, bool add, T* strip) {
+// rows of their own; b is packed (gates = 1); `strip` is room for (K + 1) * max_tile_rows elements.
+template <class A, class C, class T = Wide<A>>
+BIRNN_INLINE void product_transposed(const Shape& w, const T* packed, int64_t begin, int64_t M, const A* a, int64_t lda, C* c,
+                                     int64_t ldc, bool add, A* strip) {
   alignas(64) T out[max_tile_rows * max_tile_vectors * lanes<T>];
   constexpr int L = lanes<T>;
   const int64_t vectors = w.vectors<T>(), count = divide_up(M - begin, tile_rows(w.wide));
   for (int64_t t = 0, m = begin; t < count; ++t) {
     const int rows = int((M - m) / (count - t));
-    for (int64_t k = 0; k < w.K; ++k) {  // [K][rows], so that the micro-kernel reads consecutive addresses
-      for (int r = 0; r < rows; ++r) strip[k * rows + r] = a[k * lda + m + r];
-    }
+    fill_strip(w.K, rows, a + m, lda, strip);
     for (int64_t first = 0; first < vectors; first += w.wide) {
       const int nv = int(smaller<int64_t>(w.wide, vectors - first));
-      const Tile<T> run = tiles<T, INTERLEAVED>[nv - 1][rows - 1];
-      const T* panel = packed + first * L * w.K;
+      const Tile<A> run = tiles<A, INTERLEAVED>[nv - 1][rows - 1];
+      const T* panel = packed + first * L * w.depth();
       run(w.K, strip, 0, panel, nv * L, out, panel);
       for (int r = 0; r < rows; ++r) {
         for (int j = 0; j < nv; ++j) {
-          T* to = c + (m + r) * ldc + (first + j) * L;
+          C* to = c + (m + r) * ldc + (first + j) * L;
           const int64_t some = w.N - (first + j) * L;
           Vec<T> v = load(out + (r * nv + j) * L);
           if (add) v += load_some(to, some);

@@ -7,28 +7,29 @@
 #include <cstring>
 
 #include "../cells/facts.h"
-#include "../ops.h"
+#include "dense.h"
 #include "table.h"
 
 namespace birnn {
 
 namespace {
 
-constexpr char magic[] = "birnn_1";
+constexpr char magic[] = "birnn_2";
 
 Sizes sizes_of(const PackedHeader& h) { return {0, 0, h.I, h.H, h.P, 1, bool(h.projected), bool(h.narrow)}; }
 
-// Calls f(T()) with the type of the numbers.
-template <class F>
-void with_type(const PackedHeader& h, F&& f) {
-  h.element == sizeof(float) ? f(float()) : f(double());
+at::ScalarType type_of(const PackedHeader& h) { return at::ScalarType(h.type); }
+
+// Whether the kernels in use pack weights of this type for many calls. (Other halves are packed as the floats that they become.)
+bool is_packed(at::ScalarType type) {
+  return type == at::kFloat || type == at::kDouble || (type == at::kBFloat16 && table().multiplies_bfloat16());
 }
 
 int64_t bytes_of(const PackedHeader& h) {
   int64_t bytes = 0;
-  with_type(h, [&](auto zero) {
-    using T = decltype(zero);
-    bytes = header_bytes + table().kernels<T>().forward[h.mode].packed_size(sizes_of(h)) * int64_t(sizeof(T));
+  with_type(type_of(h), [&](auto zero) {
+    using S = decltype(zero);
+    bytes = header_bytes + table().kernels<S>().forward[h.mode].packed_size(sizes_of(h)) * int64_t(sizeof(Wide<S>));
   });
   return bytes;
 }
@@ -38,10 +39,11 @@ int64_t bytes_of(const PackedHeader& h) {
 bool is_sound(const PackedHeader& h, int64_t bytes) {
   if (std::memcmp(h.magic, magic, sizeof(magic)) != 0 || h.mode < 0 || h.mode >= MODE_COUNT) return false;
   if (h.projected > 1 || h.narrow > 1 || h.bias > 1) return false;
-  if (h.element != sizeof(float) && (h.element != sizeof(double) || h.narrow)) return false;
+  const int single = int(at::kFloat), whole = int(at::kDouble), half = int(at::kBFloat16);
+  if (h.type != single && ((h.type != whole && h.type != half) || h.narrow)) return false;
   if (h.I < 1 || h.H < 1 || h.P < 1 || (h.projected ? h.mode != LSTM : h.P != h.H)) return false;
   const double weights = double(cell_facts[h.mode].gates) * double(h.H) * (double(h.I) + double(h.P));
-  return weights * h.element / (h.narrow ? 2 : 1) <= double(bytes);
+  return weights * double(at::elementSize(type_of(h))) / (h.narrow ? 2 : 1) <= double(bytes);
 }
 
 // The header of a tensor that can be computed with here.
@@ -52,19 +54,20 @@ PackedHeader header_of(const char* name, const at::Tensor& packed) {
               name, ": expected what pack_weights returned, got a tensor of dtype ", packed.scalar_type(), " and shape ",
               packed.sizes(), " on ", packed.device());
   std::memcpy(&h, packed.const_data_ptr(), sizeof(h));
-  TORCH_CHECK(is_sound(h, packed.numel()), name,
+  const bool here = std::strncmp(h.isa, table().name, sizeof(h.isa)) == 0;
+  TORCH_CHECK(is_sound(h, packed.numel()) && (!here || is_packed(type_of(h))), name,
               ": expected what pack_weights of this version of birnn_ext returned, got other bytes");
-  TORCH_CHECK(std::strncmp(h.isa, table().name, sizeof(h.isa)) == 0, name, ": expected weights packed for ", table().name,
-              ", the instruction set in use, got some for ", std::string(h.isa, strnlen(h.isa, sizeof(h.isa))),
-              ": pack the weights again, here");
+  TORCH_CHECK(here, name, ": expected weights packed for ", table().name, ", the instruction set in use, got some for ",
+              std::string(h.isa, strnlen(h.isa, sizeof(h.isa))), ": pack the weights again, here");
   TORCH_CHECK(packed.numel() == bytes_of(h), name, ": expected ", bytes_of(h), " bytes, got ", packed.numel());
   return h;
 }
 
 at::Tensor pack_weights(const at::Tensor& w_ih, const at::Tensor& w_hh, const OptionalTensor& b_ih, const OptionalTensor& b_hh,
                         const OptionalTensor& w_hr, std::string_view mode, bool narrow) {
-  TORCH_CHECK(w_ih.scalar_type() == at::kFloat || (w_ih.scalar_type() == at::kDouble && !narrow), "w_ih: expected dtype Float",
-              narrow ? "" : " or Double", ", got ", w_ih.scalar_type());
+  const char* others = narrow ? "" : is_packed(at::kBFloat16) ? ", Double or BFloat16" : " or Double";
+  TORCH_CHECK(narrow ? w_ih.scalar_type() == at::kFloat : is_packed(w_ih.scalar_type()), "w_ih: expected dtype Float", others,
+              ", got ", w_ih.scalar_type());
   TORCH_CHECK(w_ih.dim() == 2, "w_ih: expected 2 dimensions, got shape ", w_ih.sizes());
   // One step of one row, to have all else checked where every op has it checked.
   const at::Tensor input = at::empty({1, 1, w_ih.size(1)}, w_ih.options().requires_grad(false));
@@ -77,19 +80,19 @@ at::Tensor pack_weights(const at::Tensor& w_ih, const at::Tensor& w_hh, const Op
   PackedHeader h = {};
   std::memcpy(h.magic, magic, sizeof(magic));
   std::strncpy(h.isa, table().name, sizeof(h.isa) - 1);
-  h.mode = l.mode, h.element = int32_t(w_ih.element_size());
+  h.mode = l.mode, h.type = int32_t(w_ih.scalar_type());
   h.I = l.n.I, h.H = l.n.H, h.P = l.n.P, h.projected = l.n.projected, h.narrow = narrow;
   h.bias = l.b_ih[0].defined() || l.b_hh[0].defined();
   at::Tensor packed = at::empty({bytes_of(h)}, input.options().dtype(at::kByte));
   std::memset(packed.mutable_data_ptr(), 0, size_t(packed.numel()));  // also between what is packed
   std::memcpy(packed.mutable_data_ptr(), &h, sizeof(h));
-  with_type(h, [&](auto zero) {
-    using T = decltype(zero);
-    const auto at = [](const at::Tensor& t) { return t.defined() ? t.const_data_ptr<T>() : nullptr; };
-    Forward<T> f = {};
+  with_type(type_of(h), [&](auto zero) {
+    using S = decltype(zero);
+    Forward<S> f = {};
     f.n = sizes_of(h);
-    f.w[0] = {at(l.w_ih[0]), at(l.w_hh[0]), at(l.b_ih[0]), at(l.b_hh[0]), at(l.w_hr[0])};
-    table().kernels<T>().forward[h.mode].pack(f, 0, panels_of<T>(packed));
+    f.w[0] = {pointer<S>(l.w_ih[0]), pointer<S>(l.w_hh[0]), pointer<S>(l.b_ih[0]), pointer<S>(l.b_hh[0]),
+              pointer<S>(l.w_hr[0])};
+    table().kernels<S>().forward[h.mode].pack(f, 0, panels_of<Wide<S>>(packed));
   });
   return packed;
 }
@@ -97,16 +100,16 @@ at::Tensor pack_weights(const at::Tensor& w_ih, const at::Tensor& w_hh, const Op
 std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor> unpack_weights(const at::Tensor& packed) {
   const PackedHeader h = header_of("packed", packed);
   const int64_t rows = cell_facts[h.mode].gates * h.H;
-  const auto options = packed.options().dtype(h.element == sizeof(float) ? at::kFloat : at::kDouble);
+  const auto options = packed.options().dtype(type_of(h));
   const auto room = [&](bool there, std::vector<int64_t> shape) {
     return at::empty(there ? shape : std::vector<int64_t>{0}, options);
   };
   const at::Tensor w_ih = room(true, {rows, h.I}), w_hh = room(true, {rows, h.P}), b_ih = room(h.bias, {rows}),
                    b_hh = room(h.bias, {rows}), w_hr = room(h.projected, {h.P, h.H});
-  with_type(h, [&](auto zero) {
-    using T = decltype(zero);
-    const auto at = [](const at::Tensor& t) { return t.numel() ? t.mutable_data_ptr<T>() : nullptr; };
-    table().kernels<T>().forward[h.mode].unpack(sizes_of(h), panels_of<T>(packed),
+  with_type(type_of(h), [&](auto zero) {
+    using S = decltype(zero);
+    const auto at = [](const at::Tensor& t) { return t.numel() ? data<S>(t) : nullptr; };
+    table().kernels<S>().forward[h.mode].unpack(sizes_of(h), panels_of<Wide<S>>(packed),
                                                 {at(w_ih), at(w_hh), at(b_ih), at(b_hh), at(w_hr)});
   });
   return {w_ih, w_hh, b_ih, b_hh, w_hr};
@@ -134,8 +137,8 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> packed_layer(const at::Tensor& in
     TORCH_CHECK(std::memcmp(&r, &h, sizeof(h)) == 0,
                 "packed_reverse: expected weights of the mode, sizes and dtype of packed, got others");
   }
-  TORCH_CHECK(input.is_floating_point() && int64_t(input.element_size()) == h.element, "input: expected dtype ",
-              h.element == sizeof(float) ? at::kFloat : at::kDouble, ", that of the packed weights, got ", input.scalar_type());
+  TORCH_CHECK(input.scalar_type() == type_of(h), "input: expected dtype ", type_of(h), ", that of the packed weights, got ",
+              input.scalar_type());
   TORCH_CHECK(input.size(2) == h.I, "input: expected ", h.I, " features, got shape ", input.sizes());
   Sizes& n = l.n;
   n = sizes_of(h);

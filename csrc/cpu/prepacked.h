@@ -12,9 +12,9 @@
 namespace birnn {
 
 struct PackedHeader {
-  char magic[8];          // "birnn_1", the number of the format
-  char isa[16];           // whose vectors they are laid out for
-  int32_t mode, element;  // bytes of a number
+  char magic[8];       // "birnn_2", the number of the format
+  char isa[16];        // whose vectors they are laid out for
+  int32_t mode, type;  // at::ScalarType of the weights, and of the tensors of a layer that has them
   int64_t I, H, P;
   uint8_t projected, narrow, bias;
 };

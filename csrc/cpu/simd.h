@@ -1,7 +1,7 @@
 // Vectors of the instruction set at hand, with the compiler's vector extension (GCC and Clang): one source for AVX-512, AVX2,
 // SSE2 and NEON. BIRNN_VECTOR_BYTES is the width, BIRNN_NS the namespace of the instruction set.
-// Not here: intrinsics, torch, STL templates (an inline function of the STL compiled for AVX-512 could win at link time and run
-// on a machine without).
+// Not here: 16-bit floats and parts of vectors (simd_memory.h), torch, STL templates (an inline function of the STL compiled for
+// AVX-512 could win at link time and run on a machine without), and intrinsics, but for the three that convert or multiply halves.
 #pragma once
 
 #include <cstdint>
@@ -54,28 +54,12 @@ BIRNN_INLINE void store(T* p, Vec<T> v) {
   *reinterpret_cast<typename Simd<T>::Unaligned*>(p) = v;
 }
 
-// The first `count` lanes only; the others read as zero and are not written. A full vector takes the fast way.
-template <class T>
-BIRNN_INLINE Vec<T> load_some(const T* p, int64_t count) {
-  if (count >= lanes<T>) return load(p);
-  alignas(BIRNN_VECTOR_BYTES) T buffer[lanes<T>] = {};
-  for (int64_t i = 0; i < count; ++i) buffer[i] = p[i];
-  return load(buffer);
-}
-
-template <class T>
-BIRNN_INLINE void store_some(T* p, Vec<T> v, int64_t count) {
-  if (count >= lanes<T>) return store(p, v);
-  alignas(BIRNN_VECTOR_BYTES) T buffer[lanes<T>];
-  store(buffer, v);
-  for (int64_t i = 0; i < count; ++i) p[i] = buffer[i];
-}
-
 template <class T>
 BIRNN_INLINE Vec<T> splat(T x) {
   return x - Vec<T>{};  // x - 0, not x + 0, keeps the sign of -0
 }
 
+BIRNN_INLINE Vec<float> upper_half(Vec<float> v) { return (Vec<float>)((Simd<float>::Int)v & ~0xffff); }
 // The floats whose upper halves are the lower halves of these. (Of doubles there are none; never called.)
 BIRNN_INLINE Vec<float> lower_half(Vec<float> v) { return (Vec<float>)((Simd<float>::Int)v << 16); }
 BIRNN_INLINE Vec<double> lower_half(Vec<double> v) { return v; }

@@ -20,6 +20,10 @@ struct Arena {
     used += round_up(count, 64 / int64_t(sizeof(T)));
     return p;
   }
+  template <class A>
+  A* take_as(int64_t count) {  // of another type
+    return reinterpret_cast<A*>(take(divide_up(count * int64_t(sizeof(A)), int64_t(sizeof(T)))));
+  }
 };
 
 // Episodes that go through time at once. A row may have as many as it has steps, and each needs states in scratch memory while it
@@ -97,26 +101,16 @@ BIRNN_INLINE int64_t chunk_capacity(const Rows& rows, int64_t target) {
 
 // Row stride of a private [rows, n] buffer: whole vectors and, where that is a power of two, one cache line more, so that rows
 // do not all fall into the same cache sets.
-template <class T>
+template <class A>
 BIRNN_INLINE int64_t padded(int64_t n) {
-  const int64_t p = round_up(n, lanes<T>), line = 64 / int64_t(sizeof(T));
+  const int64_t p = round_up(n, lanes<Wide<A>>), line = 64 / int64_t(sizeof(A));
   return p + (p % (4 * line) == 0 ? line : 0);
-}
-
-template <class T>
-BIRNN_INLINE void copy(T* to, const T* from, int64_t n) {
-  memcpy(to, from, size_t(n) * sizeof(T));
-}
-
-template <class T>
-BIRNN_INLINE void zero(T* to, int64_t n) {
-  memset(to, 0, size_t(n) * sizeof(T));
 }
 
 // State [rows.count, width] of direction `dir` in a padded buffer; null reads as zeros, and so does what an episode does not
 // begin with, or end with.
-template <class T>
-BIRNN_INLINE void read_state(const Rows& rows, const T* state, int64_t B, int64_t width, T* to, int64_t ld,
+template <class S, class A>
+BIRNN_INLINE void read_state(const Rows& rows, const S* state, int64_t B, int64_t width, A* to, int64_t ld,
                              bool (Rows::*has)(int64_t) const = &Rows::goes_on) {
   for (int64_t i = 0; i < rows.count; ++i) {
     zero(to + i * ld, ld);

@@ -6,29 +6,38 @@
 
 namespace birnn {
 
-// Sizes of packed and scratch memory are in elements of T; both must be aligned to 64 bytes.
-template <class T>
+// For tensors of S, which are computed in T = Wide<S>. Sizes of packed and scratch memory are in elements of T; both must be
+// aligned to 64 bytes.
+template <class S>
 struct ForwardKernel {
+  typedef Wide<S> T;
   int64_t (*packed_size)(const Sizes&);
-  void (*pack)(const Forward<T>&, int dir, T* packed);
-  void (*unpack)(const Sizes&, T* packed, const Gradients<T>& weights);
-  int64_t (*scratch_size)(const Forward<T>&, const Task&, int64_t l2_bytes);
-  void (*run)(const Forward<T>&, const Task&, const Team&, bool packed, T* memory, T* scratch, int64_t l2_bytes);
+  void (*pack)(const Forward<S>&, int dir, T* packed);
+  void (*unpack)(const Sizes&, T* packed, const Gradients<S>& weights);
+  int64_t (*scratch_size)(const Forward<S>&, const Task&, int64_t l2_bytes);
+  void (*run)(const Forward<S>&, const Task&, const Team&, bool packed, T* memory, T* scratch, int64_t l2_bytes);
 };
 
-template <class T>
+template <class S>
 struct BackwardKernel {
-  int64_t (*packed_size)(const Backward<T>&);
-  void (*pack)(const Backward<T>&, int dir, T* packed);
-  int64_t (*scratch_size)(const Backward<T>&, const Task&, const Team&, int64_t l2_bytes);
-  void (*run)(const Backward<T>&, const Task&, const Team&, const Gradients<T>&, bool packed, T* memory, T* scratch,
-              int64_t l2_bytes);
+  typedef Wide<S> T;
+  int64_t (*packed_size)(const Backward<S>&);
+  void (*pack)(const Backward<S>&, int dir, T* packed);
+  int64_t (*scratch_size)(const Backward<S>&, const Task&, const Team&, int64_t l2_bytes);
+  bool (*one_chunk)(const Backward<S>&, const Task&, int64_t l2_bytes);
+  // Weight gradients of halves are sums of floats, which go to `sums`; or to `rounded` at once, if that is not null: only with
+  // one_chunk, which leaves nothing to add.
+  void (*run)(const Backward<S>&, const Task&, const Team&, const Gradients<T>& sums, const Gradients<S>* rounded, bool packed,
+              T* memory, T* scratch, int64_t l2_bytes);
 };
 
-template <class T>
+template <class S>
 struct Kernels {
-  ForwardKernel<T> forward[MODE_COUNT];
-  BackwardKernel<T> backward[MODE_COUNT];
+  ForwardKernel<S> forward[MODE_COUNT];
+  BackwardKernel<S> backward[MODE_COUNT];
+  void (*convert)(const Wide<S>* from, S* to, int64_t n);
+  void (*add)(S* to, const S* from, int64_t n);  // to += from
+  int64_t weight_bytes;                          // of a packed weight
 };
 
 // What the tests of the gate functions call: y[i] = f(x[i]), f = "exp", "sigmoid", "tanh".
@@ -39,11 +48,16 @@ struct Table {
   const char* name;
   Kernels<float> f32;
   Kernels<double> f64;
+  Kernels<float16> f16;
+  Kernels<bfloat16> bf16;
   MathHook<float> math_f32;
   MathHook<double> math_f64;
 
-  template <class T>
-  const Kernels<T>& kernels() const;
+  // Whether products of bfloat16 are made from that itself (operand.h).
+  bool multiplies_bfloat16() const { return bf16.weight_bytes < int64_t(sizeof(float)); }
+
+  template <class S>
+  const Kernels<S>& kernels() const;
 };
 
 template <>
@@ -53,6 +67,14 @@ inline const Kernels<float>& Table::kernels<float>() const {
 template <>
 inline const Kernels<double>& Table::kernels<double>() const {
   return f64;
+}
+template <>
+inline const Kernels<float16>& Table::kernels<float16>() const {
+  return f16;
+}
+template <>
+inline const Kernels<bfloat16>& Table::kernels<bfloat16>() const {
+  return bf16;
 }
 
 // The table in use, and a core's second-level cache, from which the sizes of chunks and the sharing of work follow.

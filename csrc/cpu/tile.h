@@ -2,7 +2,7 @@
 //
 //   out[r][j] = sum over k of a(r, k) * b[k][j]        r < MR, j < NV (vectors)
 //
-//   a   by rows (row stride `lda`), or interleaved: [K][MR]
+//   a   by rows (row stride `lda`), or interleaved: [K][MR]; of pairs (operand.h) [K / 2][MR] words
 //   b   one panel: [K][NV] vectors, contiguous (row stride `ldb` = NV * L), so that the inner loop streams through it; or in place
 //       or in pairs, [K / 2][NV] vectors of words, each of which holds two weights in half of the memory:
 //
@@ -10,7 +10,7 @@
 //                                    31 ....................... 16 15 ............. 0
 //
 //       The word as it stands is the float b[k], whose lower bits are those of b[k + 1]; shifted up by 16 it is b[k + 1]. So
-//       reading two weights takes one instruction more than reading one.
+//       reading two weights takes one instruction more than reading one. (Where `a` comes in pairs, b does, as operand.h has it.)
 //   out [MR][NV] vectors, contiguous: a small buffer in L1 from which the caller's epilogue goes on. (Reading it back costs
 //       2 * MR * NV vector moves per K * MR * NV multiplications; in return one micro-kernel serves every cell and product.)
 //   ahead   where the data of later tiles begin: K cache lines from here are fetched into L2, one per k, while the processor is
@@ -19,7 +19,7 @@
 // Not here: which tiles make up a product (panels.h), and any knowledge of gates.
 #pragma once
 
-#include "simd.h"
+#include "operand.h"
 
 namespace birnn {
 namespace BIRNN_NS {
@@ -43,12 +43,13 @@ constexpr int64_t tile_block = 256;
 // How the operands lie.
 enum Form { PLAIN, INTERLEAVED, PAIRS };
 
-template <class T, int MR, int NV, Form form>
-__attribute__((noinline)) void tile(int64_t K, const T* __restrict__ a, int64_t lda, const T* __restrict__ b, int64_t ldb,
+template <class A, int MR, int NV, Form form, class T = Wide<A>>
+__attribute__((noinline)) void tile(int64_t K, const A* __restrict__ a, int64_t lda, const T* __restrict__ b, int64_t ldb,
                                     T* __restrict__ out, const T* ahead) {
   constexpr int L = lanes<T>, KU = tile_chains(MR, NV);
-  constexpr int line = 64 / int(sizeof(T));    // elements of a cache line
-  constexpr int deep = form == PAIRS ? 2 : 1;  // indices k of a row of b
+  constexpr int line = 64 / int(sizeof(T));                 // elements of a cache line
+  constexpr int deep = form == PAIRS || paired<A> ? 2 : 1;  // indices k of a row of b
+  constexpr int passes = form == PAIRS ? 2 : 1;             // multiplications with it
   int64_t k = 0;
   do {
     const int64_t begin = k, end = smaller(k + tile_block, K);
@@ -69,7 +70,7 @@ __attribute__((noinline)) void tile(int64_t K, const T* __restrict__ a, int64_t 
 #pragma GCC unroll 4
       for (int j = 0; j < NV; ++j) bv[j] = load(bk + j * L);
 #pragma GCC unroll 2
-      for (int i = 0; i < deep; ++i) {
+      for (int i = 0; i < passes; ++i) {
         if (i == 1) {
           if (alone) break;
 #pragma GCC unroll 4
@@ -77,9 +78,10 @@ __attribute__((noinline)) void tile(int64_t K, const T* __restrict__ a, int64_t 
         }
 #pragma GCC unroll 8
         for (int r = 0; r < MR; ++r) {
-          const T ark = form == INTERLEAVED ? a[k * MR + r] : a[r * lda + k + i];
+          const bool strip = form == INTERLEAVED;  // (whose last word is whole)
+          const auto ark = factor(strip ? a + k * MR + r * deep : a + r * lda + k + i, !strip && alone);
 #pragma GCC unroll 4
-          for (int j = 0; j < NV; ++j) into[r][j] += ark * bv[j];
+          for (int j = 0; j < NV; ++j) into[r][j] = multiply_add<A>(into[r][j], ark, bv[j]);
         }
       }
     };
@@ -103,14 +105,14 @@ __attribute__((noinline)) void tile(int64_t K, const T* __restrict__ a, int64_t 
   } while (k < K);
 }
 
-template <class T>
-using Tile = void (*)(int64_t, const T*, int64_t, const T*, int64_t, T*, const T*);
+template <class A>
+using Tile = void (*)(int64_t, const A*, int64_t, const Wide<A>*, int64_t, Wide<A>*, const Wide<A>*);
 
-// tiles<T, form>[NV - 1][MR - 1]; null where the registers do not suffice, and for pairs of anything but floats.
-template <class T, int MR, int NV, Form form>
-constexpr Tile<T> tile_or_null() {
-  if constexpr (MR <= tile_rows(NV) && (form != PAIRS || sizeof(T) == 4)) {
-    return &tile<T, MR, NV, form>;
+// tiles<A, form>[NV - 1][MR - 1]; null where the registers do not suffice, and for PAIRS of anything but floats.
+template <class A, int MR, int NV, Form form>
+constexpr Tile<A> tile_or_null() {
+  if constexpr (MR <= tile_rows(NV) && (form != PAIRS || sizeof(A) == 4)) {
+    return &tile<A, MR, NV, form>;
   } else {
     return nullptr;
   }
@@ -118,12 +120,12 @@ constexpr Tile<T> tile_or_null() {
 
 #define BIRNN_TILES_OF(NV)                                                                            \
   {                                                                                                   \
-      tile_or_null<T, 1, NV, form>(), tile_or_null<T, 2, NV, form>(), tile_or_null<T, 3, NV, form>(), \
-      tile_or_null<T, 4, NV, form>(), tile_or_null<T, 5, NV, form>(), tile_or_null<T, 6, NV, form>(), \
-      tile_or_null<T, 7, NV, form>(), tile_or_null<T, 8, NV, form>(),                                 \
+      tile_or_null<A, 1, NV, form>(), tile_or_null<A, 2, NV, form>(), tile_or_null<A, 3, NV, form>(), \
+      tile_or_null<A, 4, NV, form>(), tile_or_null<A, 5, NV, form>(), tile_or_null<A, 6, NV, form>(), \
+      tile_or_null<A, 7, NV, form>(), tile_or_null<A, 8, NV, form>(),                                 \
   }
-template <class T, Form form>
-constexpr Tile<T> tiles[max_tile_vectors][max_tile_rows] = {BIRNN_TILES_OF(1), BIRNN_TILES_OF(2), BIRNN_TILES_OF(3),
+template <class A, Form form>
+constexpr Tile<A> tiles[max_tile_vectors][max_tile_rows] = {BIRNN_TILES_OF(1), BIRNN_TILES_OF(2), BIRNN_TILES_OF(3),
                                                             BIRNN_TILES_OF(4)};
 #undef BIRNN_TILES_OF
 

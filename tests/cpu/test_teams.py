@@ -46,10 +46,19 @@ def test_a_team_computes_the_right_thing_and_the_same_every_time(kind, D, thread
         assert all(torch.equal(a, b) for a, b in zip(problems.run(problem), first, strict=True))
 
 
-@pytest.mark.parametrize("options", [{"bias": False, "state": False}, {"dtype": torch.float64}, {"used": ("h_n",)}], ids=str)
+OPTIONS = [
+    {"bias": False, "state": False},
+    *({"dtype": t} for t in (torch.float64, torch.float16, torch.bfloat16)),
+    {"used": ("h_n",)},
+]
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
 @kinds
 def test_what_is_left_out(kind, options):
     torch.set_num_threads(6)
+    if kind == "RNN_RELU" and options.get("dtype") in ops.HALVES:  # a rounding may put it to either side of its kink
+        options = {**options, "weight_grad": False, "input_grad": False}
     problem = few_rows(kind, B=2, lengths=True, **options)
     assert members(problem, 6) > 1
     problems.check(problem)

@@ -102,6 +102,28 @@ def test_initial_states(mode, tmp_path):
     check(model, program, tmp_path, lambda t, b: (torch.randn(t, b, 3), compare.states(model.rnn, b)))
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("mode", NODES)
+def test_halves(mode, dtype, tmp_path):
+    """In float32 at the file's borders, since NumPy knows no bfloat16. Nor do the nodes, before opset 22."""
+
+    class Inside(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.rnn = birnn_ext.BiRNN(3, 4, mode=mode).to(dtype)
+
+        def forward(self, x, *hx):
+            hx = tuple(h.to(dtype) for h in hx)
+            return tuple(t.float() for t in compare.tensors(self.rnn(x.to(dtype), hx if mode == "LSTM" else hx[0])))
+
+    model = Inside().eval()
+    inputs = torch.randn(5, 4, 3), *compare.tensors(compare.states(model.rnn, 4, dtype=torch.float32))
+    run = session(onnx_export(model, inputs, verbose=False), tmp_path)
+    found = run.run(None, {node.name: t.numpy() for node, t in zip(run.get_inputs(), inputs, strict=True)})
+    for a, b in zip(found, model(*inputs), strict=True):
+        torch.testing.assert_close(torch.from_numpy(a), b, rtol=0, atol=4 * torch.finfo(dtype).eps)
+
+
 def test_a_file_and_torchs_own_call(tmp_path):
     """The table alone serves those who call torch.onnx.export themselves."""
     model, x = birnn_ext.GRU(3, 4).eval(), torch.randn(5, 2, 3)

@@ -69,6 +69,25 @@ def test_traced():
     assert not torch.equal(fast(y)[0], before)
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_a_layer_in_bfloat16(dtype):
+    _, ours = layers("LSTM", 2)
+    fast, x = birnn_ext.prepack(ours.bfloat16(), dtype), torch.randn(4, 3, 5, dtype=torch.bfloat16)
+    y = torch.randn(7, 2, 5, dtype=torch.bfloat16)
+    T, B = torch.export.Dim("T", min=1, max=100), torch.export.Dim("B", min=1, max=100)
+    compiled = torch.compile(fast, fullgraph=True, dynamic=True, backend="aot_eager")
+    exported = torch.export.export(fast, (x,), dynamic_shapes=({0: T, 1: B},)).module()
+    traced = torch.jit.trace(fast, (x,))
+    for made in (compiled, exported, traced):
+        for found, expected in zip(made(y)[1], fast(y)[1], strict=True):
+            assert torch.equal(found, expected)
+    several = torch.randn(2, 4, 3, 5, dtype=torch.bfloat16)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch says that it is slow
+        found = torch.func.vmap(lambda x: fast(x)[0])(several)
+    assert torch.equal(found, torch.stack([fast(part)[0] for part in several]))
+
+
 def test_vmap():
     _, ours = layers()
     fast, x = birnn_ext.prepack(ours), torch.randn(2, 4, 3, 5)
