@@ -102,7 +102,7 @@ def layer(
     # Forward-mode AD, also inside torch.func.jvp and jacfwd: the reference has derivatives of every kind.
     known = has_variants if every_c or (lengths is not None and lengths.dim() == 2) else has_kernel
     if not known(input) or forward_ad._current_level >= 0:
-        return reference.layer(input, h0, c0, lengths, weights, mode=mode, batch_first=batch_first, every_c=every_c)
+        return _by_reference(input, h0, c0, lengths, weights, mode=mode, batch_first=batch_first, every_c=every_c)
     flat = weights[0] + (weights[1] if len(weights) == 2 else _NO_WEIGHTS)
     h_n: Any
     row, h_n, c_n = states or (0, None, None)
@@ -184,6 +184,20 @@ def converted(input: Tensor, mode: str, *, computed: torch.dtype | None = None) 
         fast = fast and not (device == "cpu" and torch._C._are_functorch_transforms_active())
         return results if fast else torch.float32, results
     return (computed, input.dtype) if computed not in (None, input.dtype) and input.dtype in HALVES else None
+
+
+def _by_reference(input, h0, c0, lengths, weights, **options):
+    """`reference.layer`; of halves in float32, since it would round every step."""
+    dtype = input.dtype
+    if dtype not in HALVES:
+        return reference.layer(input, h0, c0, lengths, weights, **options)
+
+    def cast(t, to):
+        return None if t is None else t.to(to)
+
+    input, h0, c0 = (cast(t, torch.float32) for t in (input, h0, c0))
+    weights = tuple(tuple(cast(w, torch.float32) for w in direction) for direction in weights)
+    return tuple(cast(t, dtype) for t in reference.layer(input, h0, c0, lengths, weights, **options))
 
 
 def _differentiable(*tensors):

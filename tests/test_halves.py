@@ -96,3 +96,18 @@ def test_training(mode, dtype):
         optimizer.step()
         losses.append(loss.item())
     assert losses[-1] < 0.7 * losses[0]
+
+
+@dtypes
+@pytest.mark.parametrize("mode", ["GRU", "LSTM"])
+def test_forward_mode_is_not_rounded_at_every_step(mode, dtype):
+    """Many steps, each of which plain PyTorch would round: value and derivative are off by one rounding."""
+    _, ours = compare.pair(mode, 3, 4, bidirectional=True)
+    ours.to(dtype)
+    x, tangent = torch.randn(2, 200, 1, 3).to(dtype)
+    oracle = compare.wide(ours)
+    exact = torch.func.jvp(lambda x: oracle(x)[0], (x.double(),), (tangent.double(),))
+    found = torch.func.jvp(lambda x: ours(x)[0], (x,), (tangent,))
+    for a, b in zip(found, exact, strict=True):
+        assert a.dtype == dtype
+        assert (a - b).abs().max() < torch.finfo(dtype).eps / 2 * b.abs().max().clamp(min=1)

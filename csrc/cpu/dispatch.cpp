@@ -36,9 +36,13 @@ std::vector<const Table*> usable() {
   std::vector<const Table*> tables;
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
   __builtin_cpu_init();
-  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+  bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+#if __GNUC__ >= 11  // older ones do not know this name, nor AVX512_BF16; all processors with AVX2 have it
+  avx2 = avx2 && __builtin_cpu_supports("f16c");
+#endif
   if (avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
       __builtin_cpu_supports("avx512vl")) {
+#if __GNUC__ >= 11
     if (__builtin_cpu_supports("avx512bf16")) {
       static const Table with_dots = [] {
         Table t = avx512::kernels;
@@ -47,6 +51,7 @@ std::vector<const Table*> usable() {
       }();
       tables.push_back(&with_dots);
     }
+#endif
     tables.push_back(&avx512::kernels);
   }
   if (avx2) tables.push_back(&avx2::kernels);

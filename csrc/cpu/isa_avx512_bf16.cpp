@@ -1,5 +1,5 @@
-// The kernels for bfloat16 of a processor with AVX-512 that multiplies pairs of it (AVX512_BF16). GCC only: isa_avx512.cpp.
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
+// The kernels for bfloat16 of a processor with AVX-512 that multiplies pairs of it (AVX512_BF16). GCC only, from 11 on: isa_avx512.cpp.
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && __GNUC__ >= 11
 #include <immintrin.h>
 
 #include <cstdint>
