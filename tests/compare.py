@@ -14,8 +14,8 @@ import birnn_ext
 
 FACTOR = 2.0
 # Where torch happens to hit the rounding of the oracle exactly, its error says nothing about ours. In float64
-# the oracle is torch itself, with an error of its own that nobody knows.
-FEW_EPS = {torch.float64: 64.0, torch.complex128: 64.0, torch.float16: 2.0, torch.bfloat16: 2.0}
+# the oracle is torch itself, with an error of its own that nobody knows: 60 eps were seen in a sum of 400 terms of size one.
+FEW_EPS = {torch.float64: 256.0, torch.complex128: 256.0, torch.float16: 2.0, torch.bfloat16: 2.0}
 FEW_EPS_ELSE = 16.0
 # A small result is the difference of terms of size one (1 - z, 1 - n^2), and their rounding does not shrink
 # with it.
