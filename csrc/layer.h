@@ -67,7 +67,9 @@ struct Backward {
   const T* dh_n;  // [D, B, P] or null for zeros
   const T* dc_n;  // [D, B, H] or null for zeros; with every_c [D, T + 1, B, H]: those of c after every step, then that of c_n
   bool every_c;
-  T* dx[2];  // one per direction, [T, B, I], strides dx_t, dx_b, or null: not wanted
+  // One per direction or the same for both, which then is their sum (rows must be whole, and equally long); [T, B, I], strides
+  // dx_t, dx_b, or null: not wanted.
+  T* dx[2];
   int64_t dx_t, dx_b;
   T* dh0;    // [D, B, P] or null: not wanted, nor is dc0
   T* dc0;    // [D, B, H] or null
@@ -90,15 +92,34 @@ struct Task {
   const Episode* episodes;  // [count], the part of its row that each is, or null: rows are whole
 };
 
+class Barrier;   // of a team
+class Crossing;  // of the two teams that take the same rows in both directions at the same time
+
+// How they wait (barrier.h): by pointer, since what stands in a header would be compiled for every instruction set and linked
+// from any.
+struct Waiting {
+  void (*for_team)(Barrier&);
+  void (*tell_other)(Crossing&, int dir);
+  void (*for_other)(Crossing&, int dir);
+};
+
 // A thread's place in its team. All members run the same program on the same memory, each on its own panels of every matrix,
 // and wait for each other where one is about to read what another has written.
 struct Team {
   int rank = 0, size = 1;
-  void (*wait_for_all)(void*) = nullptr;
-  void* barrier = nullptr;
+  const Waiting* waiting = nullptr;
+  Barrier* barrier = nullptr;
+  Crossing* crossing = nullptr;  // null: the directions do not meet
 
   void wait() const {
-    if (size > 1) wait_for_all(barrier);
+    if (size > 1) waiting->for_team(*barrier);
+  }
+  // To the same member of the team of the other direction: what that one waits for is written.
+  void tell_other(int dir) const {
+    if (crossing) waiting->tell_other(*crossing, dir);
+  }
+  void wait_for_other(int dir) const {
+    if (crossing) waiting->for_other(*crossing, dir);
   }
   bool mine(int64_t i) const { return i % size == rank; }
   int64_t begin(int64_t count) const { return count * rank / size; }  // this member's share of 0 ... count - 1

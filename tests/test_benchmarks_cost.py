@@ -1,7 +1,8 @@
-"""benchmarks/variants.py and growth.py: what is timed is right, and what is kept for backward grows as it should.
+"""benchmarks/variants.py, growth.py and memory.py: what is timed is right, and what is kept for backward grows as it should.
 Nothing is timed here."""
 
 import json
+import statistics
 import sys
 from pathlib import Path
 
@@ -11,7 +12,7 @@ pytest.importorskip("tqdm", reason="benchmarks need the packages of the extra `b
 # At the end, so that an installed birnn_ext keeps the upper hand over the one in the tree.
 sys.path.append(str(Path(__file__).parents[1]))
 
-from benchmarks import growth, machine, variants  # noqa: E402
+from benchmarks import growth, machine, memory, shapes, variants  # noqa: E402
 
 
 @pytest.mark.parametrize("name", variants.VARIANTS)
@@ -42,3 +43,27 @@ def test_what_is_kept_for_backward_grows_linearly():
     for name in growth.BASE:
         small, large = (growth.measure("LSTM", 16, growth.BASE | {name: size}, seconds=0)["saved_bytes"] for size in (4, 8))
         assert 1.8 * small < large < 2.2 * small, name
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="the peak is kept by Linux")
+def test_peak_of_a_training_step():
+    """More than what is kept for backward, which is known, and less than three times that; RNN keeps nothing but its output."""
+    shape = shapes.Shape("some", 32, 100, 128, 256)
+    found = memory.measure("GRU", shape)
+    assert found.keys() == set(memory.WHO)
+    kept = 4 * shape.T * shape.B * 2 * shape.H * (4 + 1) / 2**20
+    for who in memory.WHO[1:]:
+        assert kept < found[who] < 3 * kept, who
+    assert memory.measure("RNN_TANH", shape)["birnn_ext"] < kept
+
+
+def test_memory_stated_in_the_documentation_is_that_of_the_result():
+    root = Path(__file__).parent.parent
+    cases = json.loads((root / "benchmarks/results/memory/cpu_epyc_zen4_2_threads.json").read_text())["cases"]
+    text = " ".join((root / "docs/benchmarks.md").read_text().split())
+    for mode, words in {
+        "GRU": "a GRU takes {:.2f} in the geometric mean ({:.2f} - {:.2f})",
+        "LSTM": "an LSTM {:.2f} ({:.2f} - {:.2f})",
+    }.items():
+        ratios = [case["ratio"] for case in cases if case["mode"] == mode]
+        assert words.format(statistics.geometric_mean(ratios), min(ratios), max(ratios)) in text

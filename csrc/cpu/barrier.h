@@ -1,14 +1,25 @@
-// Where all members of a team wait until the last one has come. Not here: where they have to (forward.inl, backward.inl), and
-// threads. Knows no torch, so that tests/cpu/race.cpp runs it under ThreadSanitizer.
+// Where threads wait for each other: the members of a team, and the teams of both directions. Not here: where they have to
+// (forward.inl, backward.inl, weight_gradients.h), and threads. Knows no torch, so that tests/cpu/race.cpp runs it under
+// ThreadSanitizer.
 #pragma once
 
 #include <atomic>
 #include <thread>
 
+#include "../layer.h"
+
 namespace birnn {
 
-// They spin, since the wait is a fraction of a time step; if it takes long, a member has no core to itself, and the waiting ones
-// give theirs up.
+// Spins until there() is true, since the wait is a fraction of a time step; if it takes long, somebody has no core to himself, and
+// the waiting ones give theirs up.
+template <class F>
+void spin_until(F&& there) {
+  for (int spins = 0; !there(); ++spins) {
+    if (spins > 2000) std::this_thread::yield();
+  }
+}
+
+// All members wait until the last one has come.
 class Barrier {
  public:
   explicit Barrier(int size) : size_(size) {}
@@ -21,9 +32,7 @@ class Barrier {
       turn_.store(turn + 1, std::memory_order_release);
       return;
     }
-    for (int spins = 0; turn_.load(std::memory_order_acquire) == turn; ++spins) {
-      if (spins > 2000) std::this_thread::yield();
-    }
+    spin_until([&] { return turn_.load(std::memory_order_acquire) != turn; });
   }
 
  private:
@@ -31,5 +40,26 @@ class Barrier {
   alignas(64) std::atomic<int> arrived_{0};
   alignas(64) std::atomic<unsigned> turn_{0};
 };
+
+// Each direction tells the other once that its half is written: all members of its team must have.
+class Crossing {
+ public:
+  explicit Crossing(int size) : size_(size) {}
+  Crossing(const Crossing& other) : size_(other.size_) {}
+
+  void tell(int dir) { told_[dir].by.fetch_add(1, std::memory_order_release); }
+  void wait(int dir) {
+    spin_until([&] { return told_[1 - dir].by.load(std::memory_order_acquire) == size_; });
+  }
+
+ private:
+  const int size_;
+  struct alignas(64) Count {
+    std::atomic<int> by{0};
+  } told_[2];
+};
+
+inline const Waiting waiting = {[](Barrier& b) { b.wait(); }, [](Crossing& c, int dir) { c.tell(dir); },
+                                [](Crossing& c, int dir) { c.wait(dir); }};
 
 }  // namespace birnn

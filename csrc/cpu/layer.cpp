@@ -38,17 +38,18 @@ Forward<S> forward_args(const LayerTensors& l) {
 }
 
 // Runs the sweeps. With one task per direction each packs its weights itself, panel by panel; where several share them they
-// are packed first, unless they came packed. `pack(d, memory)`, `sweep(task number, team, packed already, memory)`.
+// are packed first, unless they came packed. `meet`: the directions write one array. `pack(d, memory)`, `sweep(task number, team,
+// packed already, memory)`.
 template <class T, class Pack, class Sweep>
-void pack_and_sweep(const Plan& p, const Sizes& n, int64_t packed_size, T* const (&given)[2], bool parallel, Pack&& pack,
-                    Sweep&& sweep) {
+void pack_and_sweep(const Plan& p, const Sizes& n, int64_t packed_size, T* const (&given)[2], bool parallel, bool meet,
+                    Pack&& pack, Sweep&& sweep) {
   const bool packed = given[0] || p.splits > 1;
   const at::DataPtr memory = allocate(given[0] ? 0 : size_t(packed_size * n.D) * sizeof(T));
   const auto of = [&](int64_t d) { return given[0] ? given[d] : static_cast<T*>(memory.get()) + d * packed_size; };
   if (packed && !given[0]) run_tasks(n.D, parallel, [&](int64_t d) { pack(int(d), of(d)); });
   const int64_t tasks = int64_t(p.tasks.size()), together = p.turns ? 1 : tasks;
   for (int64_t first = 0; first < tasks; first += together) {
-    run_teams(together, p.members, parallel,
+    run_teams(together, p.members, parallel, meet && !p.turns,
               [&](int64_t i, const Team& team) { sweep(first + i, team, packed, of(p.tasks[first + i].dir)); });
   }
 }
@@ -84,7 +85,7 @@ void run_forward(const LayerTensors& l, const Forward<S>& f) {
   for (const Task& task : p.tasks) scratch.add(kernel.scratch_size(f, task, l2));
   scratch.allocate_all();
   pack_and_sweep<T>(
-      p, l.n, (kernel.packed_size(l.n) + 63) / 64 * 64, f.packed, parallel,
+      p, l.n, (kernel.packed_size(l.n) + 63) / 64 * 64, f.packed, parallel, false,
       [&](int d, T* memory) { kernel.pack(f, d, memory); },
       [&](int64_t i, const Team& team, bool packed, T* memory) {
         kernel.run(f, p.tasks[i], team, packed, memory, scratch.of(i), l2);
@@ -201,7 +202,8 @@ void run_backward(const LayerTensors& l, const Backward<S>& q, const WeightGradi
   const at::DataPtr parts_memory = allocate(size_t(size * parts * l.n.D) * sizeof(T));
   const auto part = [&](int64_t d, int64_t k) { return static_cast<T*>(parts_memory.get()) + (d * parts + k) * size; };
   pack_and_sweep<T>(
-      p, l.n, (kernel.packed_size(q) + 63) / 64 * 64, {}, parallel, [&](int d, T* memory) { kernel.pack(q, d, memory); },
+      p, l.n, (kernel.packed_size(q) + 63) / 64 * 64, {}, parallel, q.dx[0] && q.dx[0] == q.dx[1],
+      [&](int d, T* memory) { kernel.pack(q, d, memory); },
       [&](int64_t i, const Team& team, bool packed, T* memory) {
         const int64_t d = p.tasks[i].dir, k = i - d * p.splits;
         const bool direct = k == 0 && !sums;
@@ -269,21 +271,23 @@ ThirteenTensors layer_backward(const OptionalTensor& grad_output, const Optional
   const Sizes& n = l.n;
   const auto options = input.options().requires_grad(false);
   const auto none = [&] { return at::empty({0}, options); };  // a new one each time: results must not share memory
-  at::Tensor dx[2] = {none(), none()};
-  for (int d = 0; need_input && d < n.D; ++d)
-    dx[d] = d ? empty_reusable(l.input.sizes(), input) : at::empty(l.input.sizes(), options);
+  at::Tensor dx = need_input ? at::empty(l.input.sizes(), options) : none(), other;
+  // Rows of unequal length cross at as many places in time, so the directions cannot meet in the middle.
+  if (need_input && n.D == 2 && l.lengths.defined()) other = empty_reusable(l.input.sizes(), input);
   const WeightGradients dw[2] = {{l, 0, need_weights}, {l, 1, need_weights}};
 
   with_type(input.scalar_type(), [&](auto zero) {
     using S = decltype(zero);
     Backward<S> q = t.arguments<S>(l, need_state);
-    for (int d = 0; need_input && d < n.D; ++d) q.dx[d] = data<S>(dx[d]);
-    if (need_input) q.dx_t = time_stride(dx[0], batch_first), q.dx_b = batch_stride(dx[0], batch_first);
+    if (need_input) {
+      q.dx[0] = data<S>(dx), q.dx[1] = n.D == 1 ? nullptr : other.defined() ? data<S>(other) : q.dx[0];
+      q.dx_t = time_stride(dx, batch_first), q.dx_b = batch_stride(dx, batch_first);
+    }
     q.want_weights = need_weights;
     run_backward(l, q, dw);
-    if (need_input && n.D == 2) add(q.dx[0], q.dx[1], dx[0].numel());
+    if (other.defined()) add(q.dx[0], q.dx[1], dx.numel());
   });
-  return {dx[0],      t.dh0,      t.dc0,      dw[0].w_ih, dw[0].w_hh, dw[0].b_ih, dw[0].b_hh,
+  return {dx,         t.dh0,      t.dc0,      dw[0].w_ih, dw[0].w_hh, dw[0].b_ih, dw[0].b_hh,
           dw[0].w_hr, dw[1].w_ih, dw[1].w_hh, dw[1].b_ih, dw[1].b_hh, dw[1].w_hr};
 }
 

@@ -75,30 +75,29 @@ void run_tasks(int64_t count, bool parallel, const std::function<void(int64_t)>&
   }
 }
 
-void run_teams(int64_t tasks, int members, bool parallel, const std::function<void(int64_t, const Team&)>& body) {
+void run_teams(int64_t tasks, int members, bool parallel, bool meet, const std::function<void(int64_t, const Team&)>& body) {
   const auto alone = [&](int64_t task) { body(task, Team{}); };
-  if (members == 1) return run_tasks(tasks, parallel, alone);
-  const int64_t count = tasks * members;
+  const bool together = AT_PARALLEL_OPENMP && (meet ? parallel && tasks * members > 1 && parallel_tasks() > 1 : members > 1);
+  // (A thread pool that is not OpenMP's makes no promise that tasks run at the same time.)
+  if (!together) return run_tasks(tasks, parallel && !meet, alone);
+  const int64_t count = tasks * members, pairs = meet ? tasks / 2 : 0;
   std::vector<Barrier> barriers(static_cast<size_t>(tasks), Barrier{members});
+  std::vector<Crossing> crossings(static_cast<size_t>(pairs), Crossing{members});
   const auto member = [&](int64_t i) {
-    Barrier& barrier = barriers[i / members];
-    body(i / members, {int(i % members), members, [](void* b) { static_cast<Barrier*>(b)->wait(); }, &barrier});
+    const int64_t task = i / members;
+    body(task, {int(i % members), members, &waiting, &barriers[task], meet ? &crossings[task % pairs] : nullptr});
   };
-  // A member that waits for one that has no thread would wait for ever. So nothing starts before all have theirs.
-  if (forked.load())
-    return run_together_on_own_threads(count, member, [&] {
-      for (int64_t i = 0; i < tasks; ++i) alone(i);
-    });
-#if AT_PARALLEL_OPENMP
+  // One that waits for another which has no thread would wait for ever. So nothing starts before all have theirs.
+  const auto in_turn = [&] {
+    for (int64_t i = 0; i < tasks; ++i) alone(i);
+  };
+  if (forked.load()) return run_together_on_own_threads(count, member, in_turn);
   at::parallel_for(0, count, 1, [&](int64_t begin, int64_t end) {
     // at::parallel_for hands thread k the range [k * chunk, (k + 1) * chunk): one each, or there are too few threads.
     const int64_t thread = at::get_thread_num(), chunk = thread ? begin / thread : end - begin;
     if (chunk == 1) return member(begin);
-    for (int64_t i = 0; thread == 0 && i < tasks; ++i) alone(i);
+    if (thread == 0) in_turn();
   });
-#else
-  run_tasks(tasks, parallel, alone);  // a thread pool makes no promise that tasks run at the same time
-#endif
 }
 
 // Below this many multiply-adds a second thread costs more than it brings (starting one takes 2-3 us).

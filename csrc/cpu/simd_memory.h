@@ -63,6 +63,15 @@ BIRNN_INLINE Bits32 rounded(const float16*, Vec<float> v) {
 BIRNN_INLINE void store(float16* p, Vec<float> v) { store_bits(p, rounded(p, v)); }
 #endif
 
+// v as it would be read again from where it was stored as S.
+template <class S>
+BIRNN_INLINE Vec<Wide<S>> as_stored(Vec<Wide<S>> v) {
+  if constexpr (sizeof(S) == sizeof(Wide<S>)) return v;
+  alignas(BIRNN_VECTOR_BYTES) S buffer[lanes<Wide<S>>];
+  store(buffer, v);
+  return load(buffer);
+}
+
 // The first `count` lanes only; the others read as zero and are not written. A full vector takes the fast way.
 template <class S>
 BIRNN_INLINE Vec<Wide<S>> load_some(const S* p, int64_t count) {
