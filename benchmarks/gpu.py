@@ -38,7 +38,7 @@ ROOT = Path(__file__).resolve().parents[1]
 STAGES = ("build", "smoke", "tests", "sanitizer", "bench")
 SECONDS = 525
 # At most, of a stage that is not the last; what it leaves goes to the benchmark.
-LIMIT = {"build": 150, "smoke": 40, "tests": 210, "sanitizer": 70}
+LIMIT = {"build": 150, "smoke": 40, "tests": 210, "sanitizer": 90}
 GRACE = 10  # seconds that a command has to print its summary once it is told to stop
 VERDICT = {True: "passed", False: "FAILED", None: "unfinished"}
 
@@ -110,10 +110,11 @@ def build(limit, out):
 
 
 SMALLEST = [sys.executable, "-m", "benchmarks.gpu", "--smallest"]
+KINDS = ("others", "clusters")
 
 
 def smoke(limit, out):
-    status, text = command(SMALLEST, limit, out / "smoke.log")
+    status, text = command([*SMALLEST, "all"], limit, out / "smoke.log")
     return status == 0, "hung" if status == 124 else last_line(text), text
 
 
@@ -134,27 +135,36 @@ def tests(limit, out, folder=ROOT / "tests/gpu", clock=time.monotonic):
     return passed, "; ".join(says), "\n".join(texts)
 
 
-def sanitizer(limit, out):
+def has_clusters():
+    return torch.cuda.get_device_capability()[0] >= 9
+
+
+def sanitizer(limit, out, clock=time.monotonic):
     tool = shutil.which("compute-sanitizer") or shutil.which("compute-sanitizer", path="/usr/local/cuda/bin")
     if not tool:
         return True, "compute-sanitizer is not installed: left out", ""
     verdicts, says, texts = set(), [], []
-    for name in ("memcheck", "racecheck"):
+    runs = list(product(("memcheck", "racecheck"), KINDS if has_clusters() else KINDS[:1]))
+    end = clock() + limit
+    # Clusters are watched apart: a tool that does not know their barriers, or stops at them, says nothing of the others then.
+    for i, (name, kinds) in enumerate(runs):
         # Kernels of ours alone: all of them are in namespace birnn, and so have it in their mangled names.
-        words = [tool, "--tool", name, "--kernel-name", "kns=birnn", "--error-exitcode", "9", *SMALLEST]
+        words = [tool, "--tool", name, "--kernel-name", "kns=birnn", "--error-exitcode", "9", *SMALLEST, kinds]
         # Without torch's cache every tensor is an allocation of its own, whose end memcheck knows.
         environment = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
-        status, text = command(words, limit / 2, out / f"{name}.log", environment)
+        watched = f"{name}_{kinds}"
+        status, text = command(words, (end - clock()) / (len(runs) - i), out / f"{watched}.log", environment)
         errors = re.findall(r"(?:ERROR|RACECHECK) SUMMARY: .*", text)
-        says.append(f"{name}: {'not finished' if status == 124 else errors[-1] if errors else last_line(text)}")
+        says.append(f"{watched}: {'not finished' if status == 124 else errors[-1] if errors else last_line(text)}")
         verdicts.add(None if status == 124 else status == 0)
         texts.append(text)
     passed = False if False in verdicts else None if None in verdicts else True
     return passed, "; ".join(says), "\n".join(texts)
 
 
-def smallest():
-    """What the sanitizer watches: every mode, all kinds of kernels, forward and backward, unequal rows; halves once."""
+def smallest(kinds):
+    """What the sanitizer watches: every mode, all kinds of kernels, forward and backward, unequal rows; halves where they are
+    multiplied by tensor cores. `kinds`: "clusters", "others" or "all"."""
     import birnn_ext
 
     def train(module, **options):
@@ -162,14 +172,17 @@ def smallest():
         module(x, **options)[0].sum().backward()
         torch.cuda.synchronize()
 
-    clusters = ("cluster",) if torch.cuda.get_device_capability()[0] >= 9 else ()
-    for tier, mode in product(("stepwise", "block", "spread", *clusters), MODES):
+    tiers = ("stepwise", "block", "spread") * (kinds != "clusters") + ("cluster",) * (kinds != "others" and has_clusters())
+    for tier, mode in product(tiers, MODES):
         os.environ["BIRNN_CUDA_TIER"] = tier
         train(birnn_ext.BiRNN(5, 9, mode=mode).cuda(), lengths=[3, 1, 0, 2, 3])
-    os.environ["BIRNN_CUDA_TIER"], os.environ["BIRNN_PERSISTENT"] = "auto", "1"
-    train(birnn_ext.LSTM(5, 9, proj_size=4, bidirectional=True).cuda())
-    train(birnn_ext.LSTM(5, 9, bidirectional=True).half().cuda(), lengths=[3, 1, 0, 2, 3])
-    print("the smallest cases ran")
+    for tier in {"spread", "cluster"} & {*tiers}:
+        os.environ["BIRNN_CUDA_TIER"] = tier
+        train(birnn_ext.LSTM(5, 9, bidirectional=True).half().cuda(), lengths=[3, 1, 0, 2, 3])
+    if kinds != "clusters":
+        os.environ["BIRNN_CUDA_TIER"] = "stepwise"
+        train(birnn_ext.LSTM(5, 9, proj_size=4, bidirectional=True).cuda())
+    print(f"the smallest cases ran ({', '.join(tiers) or 'no clusters here'})")
 
 
 def driver():
@@ -231,7 +244,7 @@ def main(argv=None):
     parser.add_argument("--stages", default=",".join(STAGES), help=f"out of {','.join(STAGES)} (default: all)")
     parser.add_argument("--seconds", type=float, default=SECONDS, help="for everything (default %(default)s)")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/results", help="folder for the JSON file and gpu_logs")
-    parser.add_argument("--smallest", action="store_true", help="only run the smallest cases, for the sanitizer")
+    parser.add_argument("--smallest", choices=("all", *KINDS), help="only run the smallest cases, for the sanitizer")
     args = parser.parse_args(argv)
     stages = args.stages.split(",")
     if unknown := [stage for stage in stages if stage not in STAGES]:
@@ -239,7 +252,7 @@ def main(argv=None):
     if not torch.cuda.is_available():
         sys.exit("benchmarks.gpu: no CUDA device that this torch can use")
     if args.smallest:
-        return smallest()
+        return smallest(args.smallest)
     result = run(stages, args.seconds, args.out)
     if any(stage["passed"] is False for stage in result["stages"].values()):
         sys.exit(1)

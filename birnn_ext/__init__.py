@@ -17,7 +17,7 @@ from .explain import explain
 from .module import GRU, LSTM, RNN, BiRNN
 from .onnx import onnx_export
 from .prepack import prepack
-from .report import info, which_kernel
+from .report import cuda_kernel, info, which_kernel
 
 try:
     __version__ = _metadata.version("birnn-ext")
@@ -31,6 +31,7 @@ __all__ = [
     "__version__",
     "benchmark",
     "convert",
+    "cuda_kernel",
     "explain",
     "info",
     "layout",

@@ -5,9 +5,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -125,9 +127,51 @@ def _cuda_tier(module, input, dtype):
 
 def _cuda_kernel(tier, more, named, note):
     said = [more] * bool(more)
-    said += [f"{name}={os.environ[name]}" for name in ("BIRNN_PERSISTENT", "BIRNN_CUDA_TIER") if os.environ.get(name)]
+    names = ("BIRNN_PERSISTENT",) if _forced else ("BIRNN_PERSISTENT", "BIRNN_CUDA_TIER")
+    said += [f"{name}={os.environ[name]}" for name in names if os.environ.get(name)]
+    said += [f"birnn_ext.cuda_kernel({_forced!r})"] * bool(_forced)
     why = f" ({', '.join(said)})" if said else ""
     return Kernel(f"cuda {tier} {named}", f"{named} on cuda has a kernel; {tier} is {TIERS[tier]}{why}{note}")
+
+
+_forced = ""  # by cuda_kernel
+
+
+@contextlib.contextmanager
+def cuda_kernel(kind: str) -> Iterator[None]:
+    """Within the ``with`` block, layers on CUDA run through kernels of one kind, in the whole process.
+
+    For tests and measurements, from one thread at a time. A backward pass counts where it runs, not where its forward pass did.
+    BIRNN_CUDA_TIER does the same from outside; inside the block it is not heeded.
+
+    Args:
+        kind: "stepwise", "block", "spread" or "cluster" (docs/how/gpu.md); "auto" leaves the choice to the layer.
+
+    Returns:
+        A context manager.
+
+    Raises:
+        ValueError: `kind` is none of these.
+        RuntimeError: birnn_ext was built without CUDA; or, from the layer that is called, that it does not fit this kind.
+
+    >>> import birnn_ext
+    >>> with birnn_ext.cuda_kernel("fast"):
+    ...     pass
+    Traceback (most recent call last):
+      ...
+    ValueError: kind should be 'auto', 'stepwise', 'block', 'spread', 'cluster', got 'fast'
+    """
+    global _forced
+    if not isinstance(kind, str) or kind not in ("auto", *TIERS):
+        raise ValueError(f"kind should be 'auto', {', '.join(map(repr, TIERS))}, got {kind!r}")
+    if not hasattr(torch.ops.birnn_ext, "force_cuda_tier"):
+        raise RuntimeError("cuda_kernel: birnn_ext was built without CUDA, so it has no such kernels (docs/install.md)")
+    before, _forced = torch.ops.birnn_ext.force_cuda_tier(kind), kind
+    try:
+        yield
+    finally:
+        _forced = before
+        torch.ops.birnn_ext.force_cuda_tier(before)
 
 
 # --------------------------------------------------------------------------------------------- check

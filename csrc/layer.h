@@ -15,6 +15,9 @@
 
 namespace birnn {
 
+// Rows of steps that a chunk of the backward pass has at most, but at least one step.
+constexpr int64_t most_rows_of_chunk = 512;
+
 enum Mode { RNN_TANH, RNN_RELU, LSTM, GRU, MODE_COUNT };
 
 struct Sizes {
@@ -67,8 +70,8 @@ struct Backward {
   const T* dh_n;  // [D, B, P] or null for zeros
   const T* dc_n;  // [D, B, H] or null for zeros; with every_c [D, T + 1, B, H]: those of c after every step, then that of c_n
   bool every_c;
-  // One per direction or the same for both, which then is their sum (rows must be whole, and equally long); [T, B, I], strides
-  // dx_t, dx_b, or null: not wanted.
+  // One per direction or the same for both, which then is their sum (rows must be whole and equally long, and direction 0 first
+  // where the directions do not run at the same time); [T, B, I], strides dx_t, dx_b, or null: not wanted.
   T* dx[2];
   int64_t dx_t, dx_b;
   T* dh0;    // [D, B, P] or null: not wanted, nor is dc0
@@ -114,7 +117,7 @@ struct Team {
   void wait() const {
     if (size > 1) waiting->for_team(*barrier);
   }
-  // To the same member of the team of the other direction: what that one waits for is written.
+  // To the team of the other direction, which waits until all members have: what it is to add to is written.
   void tell_other(int dir) const {
     if (crossing) waiting->tell_other(*crossing, dir);
   }

@@ -208,10 +208,20 @@ def test_every_test_file_has_a_process_and_a_limit_of_its_own(tmp_path, monkeypa
 
 def test_a_sanitizer_out_of_time_has_not_failed(tmp_path, monkeypatch):
     monkeypatch.setattr(gpu.shutil, "which", lambda *a, **k: "compute-sanitizer")
-    found = {"memcheck": (0, "ERROR SUMMARY: 0 errors"), "racecheck": (124, "")}
-    monkeypatch.setattr(gpu, "command", lambda words, limit, log, environment: found[log.stem])
-    assert gpu.sanitizer(10, tmp_path)[:2] == (None, "memcheck: ERROR SUMMARY: 0 errors; racecheck: not finished")
-    found["memcheck"] = (9, "ERROR SUMMARY: 1 error")
+    fine = (0, "ERROR SUMMARY: 0 errors")
+    found = {"memcheck_others": fine, "memcheck_clusters": fine, "racecheck_others": fine, "racecheck_clusters": (124, "")}
+
+    def command(words, limit, log, environment):
+        assert words[-2:] == ["--smallest", log.stem.split("_")[1]] and limit == next(limits, limit)
+        return found[log.stem]
+
+    monkeypatch.setattr(gpu, "command", command)
+    monkeypatch.setattr(gpu, "has_clusters", lambda: True)
+    now, limits = iter([0, 0, 1, 4, 6]), iter([2.5, 3, 3, 4])  # what one leaves goes to the next
+    passed, says, _ = gpu.sanitizer(10, tmp_path, clock=lambda: next(now))
+    assert passed is None and says.startswith("memcheck_others: ERROR SUMMARY: 0 errors; memcheck_clusters: ERROR SUMMARY: 0")
+    assert says.endswith("racecheck_clusters: not finished")
+    found["memcheck_others"] = (9, "ERROR SUMMARY: 1 error")
     assert gpu.sanitizer(10, tmp_path)[0] is False
 
 
@@ -233,7 +243,7 @@ def test_all_stages_run_whatever_becomes_of_one(tmp_path, monkeypatch):
     assert json.loads(result_path.read_text()) == result
     text = "\n".join(said)
     assert "gpu_logs" in text and "much" not in text and "unfinished" in text
-    assert "FAILED that" in text and "2 failed" in text and "within 70 s" in text and "geometric mean 4.00" in text
+    assert "FAILED that" in text and "2 failed" in text and "within 90 s" in text and "geometric mean 4.00" in text
     assert said[-1] == f"\nresults: {result_path}"
 
 

@@ -15,7 +15,7 @@ from birnn_ext import ops
 # Sizes of a few vectors and remainders, and some that reach several panels, chunks and teams of threads.
 units = st.integers(1, 80) | st.integers(1, 20) | st.sampled_from([96, 100, 127, 128, 129, 160, 200])
 features = st.integers(1, 60) | st.sampled_from([64, 127, 130, 257])
-rows = st.integers(1, 20) | st.integers(1, 3) | st.sampled_from([33, 64])
+rows = st.integers(1, 20) | st.integers(1, 3) | st.sampled_from([33, 64, 200])
 
 
 @pytest.mark.slow

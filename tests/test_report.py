@@ -1,6 +1,7 @@
 """birnn_ext.report and the loading of the library: the kernel that is named is the one that runs, a wrong result fails the
 self-check, and a library for another torch is refused in one sentence."""
 
+import types
 import warnings
 
 import pytest
@@ -82,6 +83,16 @@ def test_kinds_of_cuda_kernels(monkeypatch):
     monkeypatch.setenv("BIRNN_PERSISTENT", "1")
     said = report._cuda_kernel("spread", "64 blocks", "float16", "").reason
     assert "run on no GPU yet (64 blocks, BIRNN_PERSISTENT=1)" in said
+
+
+def test_forcing_a_kind_needs_cuda(monkeypatch):
+    """(What it does: tests/shim/test_spread.py.)"""
+    if hasattr(torch.ops.birnn_ext, "force_cuda_tier"):
+        monkeypatch.setattr(report.torch, "ops", types.SimpleNamespace(birnn_ext=object()))
+    with pytest.raises(RuntimeError, match="cuda_kernel: birnn_ext was built without CUDA"), birnn_ext.cuda_kernel("block"):
+        pass
+    with pytest.raises(ValueError, match="kind should be 'auto', 'stepwise', .* got 1"), birnn_ext.cuda_kernel(1):
+        pass
 
 
 def test_layers_of_torch_and_packed_input():

@@ -4,7 +4,8 @@
 //     for each step, last first
 //       the cell's backward on  carry + dy  ->  gate gradients dg [rows, columns * H], and what flows to h_{s-1} directly
 //       carry += dg W_hh                                                             inherently sequential
-//     dW_ih += dg^T x    dW_hh += dg^T h_{s-1}    db += column sums of dg    dx = dg W_ih      products over the whole chunk
+//     dx = dg W_ih, or += (added_below)      dW_ih += dg^T x    dW_hh += dg^T h_{s-1}    db += column sums of dg
+//                                                                                    products over the whole chunk
 //
 // carry [rows, P] is the gradient of h_{s-1} that comes from later steps; a row's carry starts as its gradient of h_n.
 // With a projection, dq = carry + dy is first taken through W_hr, and dW_hr += dq^T u. Not here: threads, allocation, torch.
@@ -33,7 +34,7 @@ struct BackwardSweep : BackwardData<S, Cell> {
     const Out out{sums, rounded};
     const Rows all(q.f.lengths, q.f.n.T, task);
     const Sizes& n = q.f.n;
-    const int64_t target = Data::chunk_target(n, l2_bytes), batches = all.batches(), added = first_added(q, all, team);
+    const int64_t target = Data::chunk_target(n, l2_bytes), batches = all.batches(), added = added_below(q, all, team);
     Arena<T> packed_arena{packed_memory}, scratch_arena{scratch_memory};
     Packed w(q, packed_arena);
     const Scratch m(q, all.batch(0), team, target, scratch_arena);
@@ -52,13 +53,13 @@ struct BackwardSweep : BackwardData<S, Cell> {
     if (q.want_weights && team.rank == 0) out.visit([&](const auto& to) { WeightSums<S, Cell>::finish(q, all, to, m); });
   }
 
-  // The steps from which on, going down, dx is added to what the other direction has written, where both have one array: there the
-  // direction that comes first writes, the second one adds. At the same time, they meet in the middle:
+  // In the steps below this one dx is added to what the other direction has written, where both have one array: the direction that
+  // comes first writes, the second one adds. If they run at the same time they meet in the middle:
   //
   //   time          0  1  2  3  4
   //   direction 0   +  +  w  w  w   <--      w: writes, +: adds, once the other one has told that it has written its half.
-  //   direction 1   w  w  +  +  +   -->      A sum of two does not depend on their order.
-  static int64_t first_added(const Backward<S>& q, const Rows& rows, const Team& team) {
+  //   direction 1   w  w  +  +  +   -->      Which of two comes first does not change their sum.
+  static int64_t added_below(const Backward<S>& q, const Rows& rows, const Team& team) {
     if (q.dx[0] != q.dx[1]) return 0;  // has an array of its own
     return team.crossing ? (rows.T + rows.dir) / 2 : rows.dir * rows.T;
   }
@@ -109,7 +110,7 @@ struct BackwardSweep : BackwardData<S, Cell> {
                 for (int k = 0; k < units; ++k) {
                   const int64_t at = (first + k) * L, some = q.f.n.I - at;
                   Vec<T> v = load(tile + (r * units + k) * L);
-                  if (add) v = as_stored<S>(v) + load_some(dx + at, some);  // (the same, whoever came first)
+                  if (add) v = as_stored<S>(v) + load_some(dx + at, some);  // (rounded like what came first)
                   store_some(dx + at, v, some);
                 }
               }

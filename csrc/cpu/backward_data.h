@@ -74,7 +74,7 @@ struct BackwardData {
   // few rows would make that the main cost.
   static int64_t chunk_target(const Sizes& n, int64_t l2_bytes) {
     const int64_t rows = l2_bytes / 2 / int64_t(sizeof(T)) / (n.I > n.P ? n.I : n.P);
-    return rows < 128 ? 128 : rows > 512 ? 512 : rows;
+    return rows < 128 ? 128 : rows > most_rows_of_chunk ? most_rows_of_chunk : rows;
   }
 
   struct Scratch {

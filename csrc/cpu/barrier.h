@@ -41,7 +41,7 @@ class Barrier {
   alignas(64) std::atomic<unsigned> turn_{0};
 };
 
-// Each direction tells the other once that its half is written: all members of its team must have.
+// A direction tells the other that its half is written: all members of its team must have.
 class Crossing {
  public:
   explicit Crossing(int size) : size_(size) {}

@@ -272,8 +272,10 @@ ThirteenTensors layer_backward(const OptionalTensor& grad_output, const Optional
   const auto options = input.options().requires_grad(false);
   const auto none = [&] { return at::empty({0}, options); };  // a new one each time: results must not share memory
   at::Tensor dx = need_input ? at::empty(l.input.sizes(), options) : none(), other;
-  // Rows of unequal length cross at as many places in time, so the directions cannot meet in the middle.
-  if (need_input && n.D == 2 && l.lengths.defined()) other = empty_reusable(l.input.sizes(), input);
+  // Rows of unequal length cross at as many places in time, so the directions cannot meet in the middle. And a chunk is not worth
+  // being cut in two.
+  const bool meet = !l.lengths.defined() && n.T > 1 && n.T * n.B > most_rows_of_chunk;
+  if (need_input && n.D == 2 && !meet) other = empty_reusable(l.input.sizes(), input);
   const WeightGradients dw[2] = {{l, 0, need_weights}, {l, 1, need_weights}};
 
   with_type(input.scalar_type(), [&](auto zero) {

@@ -78,9 +78,13 @@ void run_tasks(int64_t count, bool parallel, const std::function<void(int64_t)>&
 void run_teams(int64_t tasks, int members, bool parallel, bool meet, const std::function<void(int64_t, const Team&)>& body) {
   const auto alone = [&](int64_t task) { body(task, Team{}); };
   const bool together = AT_PARALLEL_OPENMP && (meet ? parallel && tasks * members > 1 && parallel_tasks() > 1 : members > 1);
-  // (A thread pool that is not OpenMP's makes no promise that tasks run at the same time.)
-  if (!together) return run_tasks(tasks, parallel && !meet, alone);
   const int64_t count = tasks * members, pairs = meet ? tasks / 2 : 0;
+  // (A thread pool that is not OpenMP's makes no promise that tasks run at the same time.)
+  if (!together && !meet) return run_tasks(tasks, parallel, alone);
+  if (!together) {
+    run_tasks(pairs, parallel, alone);
+    return run_tasks(pairs, parallel, [&](int64_t k) { alone(pairs + k); });
+  }
   std::vector<Barrier> barriers(static_cast<size_t>(tasks), Barrier{members});
   std::vector<Crossing> crossings(static_cast<size_t>(pairs), Crossing{members});
   const auto member = [&](int64_t i) {

@@ -35,9 +35,9 @@ Plan plan_episodes(Sizes n, int gates, const int64_t* numbers, int64_t threads, 
 // Whether a layer is large enough for more than one thread.
 bool worth_threads(const Sizes& n, int gates);
 
-// Calls body(task, team) once for every member of the team of every task, all at the same time. Where the system does not give
-// that many threads, each task is done by a team of one, one after the other. With `meet`, task k and task k + tasks / 2 take
-// the same rows in both directions: their teams get a Crossing, or are run in this order.
+// Calls body(task, team) once for every member of the team of every task, all at the same time where they wait for each other.
+// Where the system does not give that many threads, each task is done by a team of one. With `meet`, task k and task
+// k + tasks / 2 take the same rows in both directions: their teams get a Crossing, or are run in this order.
 void run_teams(int64_t tasks, int members, bool parallel, bool meet, const std::function<void(int64_t, const Team&)>& body);
 
 }  // namespace birnn

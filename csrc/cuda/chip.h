@@ -107,6 +107,7 @@ struct Chip {
 
   // The first part's sums, or what another adds to them. Every thread of the block takes part.
   BIRNN_METHOD void multiply(const Plan& p, const Here& me, const T* vector, int part) {
+    warp_barrier();  // lanes have gone their own ways before, and multiply_tile is one that they make together
     const int warps = int(blockDim.x) / 32, warp = int(threadIdx.x) / 32, lane = int(threadIdx.x) % 32;
     const int count = tiles(p), share = warp / count, deep = p.length / tile;
     const int begin = deep * share / shares(p), end = deep * (share + 1) / shares(p);
@@ -189,6 +190,7 @@ struct Chip<float, G> {
   }
 
   BIRNN_METHOD void multiply(const Plan& p, const Here& me, const float* vector, int part) {
+    warp_barrier();  // the lanes add up together, and may have come apart while they waited
     const float* of_part = weights + part * elements(p);
     const int u = int(threadIdx.x) / p.slices, s = int(threadIdx.x) % p.slices, Q = p.length / (p.slices * V);
     for (int first = 0; first < me.rows; first += rows_at_once) {

@@ -12,6 +12,7 @@ namespace cuda {
 namespace {
 
 constexpr int most_blocks = 16;  // of a cluster
+constexpr int most_crowd = 4;    // blocks of a multiprocessor
 
 template <class T, class Cell>
 BIRNN_KERNEL(most_threads)
@@ -28,21 +29,26 @@ backward_cluster_kernel([[maybe_unused]] const BackwardChunk a) {
 // The plan with the fewest clocks whose clusters, for all directions, are on the device at the same time, so that the directions
 // do run beside each other; no units if there is none. G: gates of the product (1 in backward). A cluster has 2, 4, 8 or 16 blocks
 // (not 1: `st.async` is for clusters of more); some may be left without units, and then have nothing to do. There are no plans in
-// parts: what is pushed needs its place at once.
+// parts: what is pushed needs its place at once. Where there are more blocks than multiprocessors, some share one, each with the
+// weights of its own group of rows: while one waits for its values, the others multiply.
 template <class T, int G, class Args>
 Plan best_plan(void (*kernel)(Args), const Sizes& n, int columns) {
   Plan best = {};
   if (!can_be_spread<T>(n)) return best;
+  const int64_t device = multiprocessors();  // (0: not to be told)
+  const auto consider = [&](int blocks, int rows) {
+    Plan p = {};
+    p.parts = 1;
+    group(p, n, rows);
+    p.splits = blocks;
+    p.units = rounded_up((int(n.H) + blocks - 1) / blocks, Pushes<T>::together);
+    const int64_t clusters = n.D * p.groups, crowd = device > 0 ? (clusters * blocks + device - 1) / device : 1;
+    if (crowd > most_crowd || !complete<Pushes<T>, Chip<T, G>>(p, n, columns, int(crowd))) return;
+    if (best.units && p.clocks >= best.clocks) return;
+    if (clusters <= resident_clusters(kernel, blocks, threads_of(p), size_t(p.bytes))) best = p;
+  };
   for (int blocks = 2; blocks <= most_blocks; blocks *= 2) {
-    for (int rows = 1; rows <= most_rows; rows *= 2) {
-      Plan p = {};
-      p.parts = 1;
-      group(p, n, rows);
-      p.splits = blocks;
-      p.units = rounded_up((int(n.H) + blocks - 1) / blocks, Pushes<T>::together);
-      if (!complete<Pushes<T>, Chip<T, G>>(p, n, columns) || (best.units && p.clocks >= best.clocks)) continue;
-      if (n.D * p.groups <= resident_clusters(kernel, blocks, threads_of(p), size_t(p.bytes))) best = p;
-    }
+    for (int rows = 1; rows <= most_rows; rows *= 2) consider(blocks, rows);
   }
   return best;
 }

@@ -32,8 +32,9 @@ class Words {
   static constexpr int together = 4 / int(sizeof(T));  // values in a word: the units of a gate are padded to that
   static constexpr int vectors = 1;                    // for a block
   static constexpr size_t shared_bytes = 0;            // beside the chip's
-  // From a value to where it is multiplied: 0.45 us, and 64 bytes through L2 a clock. An estimate.
-  static int64_t clocks(int64_t values) { return 790 + values / together / 8; }
+  // Clocks from a value to where it is multiplied: 0.45 us, and 64 bytes through L2 a clock. An estimate.
+  static constexpr int64_t latency = 790;
+  static int64_t transfer(int64_t values) { return values / together / 8; }
 
   BIRNN_METHOD Words(const Exchange& x, const Plan& p, const Here& me, const Sizes& n, int values, unsigned char*, T* vector,
                      int stride)

@@ -5,6 +5,8 @@
 #include <ATen/ops/empty.h>
 
 #include <algorithm>
+#include <atomic>
+#include <charconv>
 #include <cstdlib>
 #include <iterator>
 #include <string>
@@ -103,6 +105,9 @@ std::string environment(const char* name, const char* otherwise) {
 bool small_enough_to_spread(const Sizes& n) { return n.B * n.H <= 100'000; }
 
 constexpr const char* tier_names[] = {"stepwise", "block", "spread", "cluster"};
+constexpr const char* choices[] = {"", "auto", "stepwise", "block", "spread", "cluster"};  // of force_tier
+
+std::atomic<int> forced{0};  // one of these
 
 std::string describe(const Choice& choice) {
   const Plan& p = choice.plan;
@@ -117,7 +122,10 @@ std::string describe(const Choice& choice) {
 }  // namespace
 
 Choice choose_tier(const Sizes& n, bool backward, const Launch& launch) {
-  const std::string tier = environment("BIRNN_CUDA_TIER", "auto"), persistent = environment("BIRNN_PERSISTENT", "0");
+  const int by_call = forced.load();
+  const std::string tier = by_call ? choices[by_call] : environment("BIRNN_CUDA_TIER", "auto");
+  const std::string by = by_call ? "birnn_ext.cuda_kernel('" + tier + "')" : "BIRNN_CUDA_TIER=" + tier;
+  const std::string persistent = environment("BIRNN_PERSISTENT", "0");
   const bool any = tier == "auto";
   TORCH_CHECK_VALUE(any || std::count(std::begin(tier_names), std::end(tier_names), tier),
                     "BIRNN_CUDA_TIER: expected auto, stepwise, block, spread or cluster, got '", tier, "'");
@@ -128,17 +136,23 @@ Choice choose_tier(const Sizes& n, bool backward, const Launch& launch) {
   const Plan cluster = persist || tier == "cluster" ? cluster_plan(n, backward, launch) : none;
   if (cluster.units && (!spread.units || cluster.clocks < spread.clocks)) return {Tier::cluster, cluster};
   if (spread.units) return {Tier::spread, spread};
-  TORCH_CHECK(tier != "spread", "BIRNN_CUDA_TIER=spread: the recurrent weights of H = ", n.H, " with B = ", n.B,
+  TORCH_CHECK(tier != "spread", by, ": the recurrent weights of H = ", n.H, " with B = ", n.B,
               " rows do not fit into the shared memory of the device, or the layer is float64 or has a projection");
   TORCH_CHECK(
-      tier != "cluster", "BIRNN_CUDA_TIER=cluster: the recurrent weights of H = ", n.H, " with B = ", n.B,
+      tier != "cluster", by, ": the recurrent weights of H = ", n.H, " with B = ", n.B,
       " rows do not fit into the shared memory of clusters of blocks, or the device has none (they need sm_90), or the ",
       "layer is float64 or has a projection");
   if ((any || tier == "block") && block_fits(n, backward, launch)) return {Tier::block, none};
-  TORCH_CHECK(tier != "block", "BIRNN_CUDA_TIER=block: the recurrent weights of H = ", n.H, " do not fit into a block's ",
+  TORCH_CHECK(tier != "block", by, ": the recurrent weights of H = ", n.H, " do not fit into a block's ",
               "shared memory, the rows of B = ", n.B,
               " not onto the device at once, or the layer is float64 or has a projection");
   return {Tier::stepwise, none};
+}
+
+std::string force_tier(c10::string_view tier) {
+  const auto* const found = std::find(std::begin(choices), std::end(choices), tier);
+  TORCH_CHECK_VALUE(found != std::end(choices), "kind: expected auto, stepwise, block, spread or cluster, got '", tier, "'");
+  return choices[forced.exchange(int(found - choices))];
 }
 
 std::tuple<std::string, std::string> describe_tier(c10::string_view mode, at::ScalarType dtype, int64_t B, int64_t H, int64_t D,
@@ -162,7 +176,11 @@ at::Tensor exchange_memory(const Choice& choice, const Sizes& n, bool backward, 
 Exchange exchange_in(const at::Tensor& memory) {
   auto* words = static_cast<uint64_t*>(memory.data_ptr());
   // About two seconds, if a look takes half a microsecond: an estimate.
-  const int64_t patience = std::strtoll(environment("BIRNN_CUDA_PATIENCE", "4000000").c_str(), nullptr, 10);
+  const std::string text = environment("BIRNN_CUDA_PATIENCE", "4000000");
+  int64_t patience = 0;
+  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), patience);
+  TORCH_CHECK_VALUE(error == std::errc() && end == text.data() + text.size() && patience > 0,
+                    "BIRNN_CUDA_PATIENCE: expected how often a block looks before it gives up, 1 or more, got '", text, "'");
   return {words, words + memory.numel() - 1, alarm(), patience};
 }
 

@@ -61,9 +61,9 @@ Times chunk(int64_t k, int64_t steps, int64_t T, bool upwards);
 // Steps of a chunk whose gate values fill about 16 MiB (BIRNN_CUDA_CHUNK_BYTES), which bounds the memory beside the results.
 int64_t chunk_steps(const Sizes& n, int64_t columns, const at::Tensor& input);
 
-// Which kernels run (kernels.h), and the plan of those of many blocks. BIRNN_CUDA_TIER leaves the choice ("auto", the default)
-// or names one: an error if it does not fit. Left the choice, spread and cluster are taken under BIRNN_PERSISTENT=1 only, then
-// wherever one of them fits, the one whose step has fewer clocks: they have run on no GPU yet.
+// Which kernels run (kernels.h), and the plan of those of many blocks. force_tier or else BIRNN_CUDA_TIER leaves the choice
+// ("auto", the default) or names one: an error if it does not fit. Left the choice, spread and cluster are taken under
+// BIRNN_PERSISTENT=1 only, then wherever one of them fits, the one whose step has fewer clocks: they have run on no GPU yet.
 enum class Tier { stepwise, block, spread, cluster };
 struct Choice {
   Tier tier;
@@ -76,6 +76,10 @@ Choice choose_tier(const Sizes& n, bool backward, const Launch& launch);
   "cuda_tier(str mode, ScalarType dtype, int B, int H, int D, bool projected, bool backward, int device) -> (str, str)"
 std::tuple<std::string, std::string> describe_tier(c10::string_view mode, at::ScalarType dtype, int64_t B, int64_t H, int64_t D,
                                                    bool projected, bool backward, int64_t device);
+
+// The op that forces one of them, "auto" (none) or "" (as BIRNN_CUDA_TIER says) in the whole process; it returns what was forced.
+#define BIRNN_FORCE_SCHEMA "force_cuda_tier(str tier) -> str"
+std::string force_tier(c10::string_view tier);
 
 // Memory in which the blocks of one direction hand each other what they have computed, or only that they have given up; undefined
 // where there is no plan. And the same as the kernels know it. To be cleared on the direction's stream first.

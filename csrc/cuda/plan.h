@@ -22,16 +22,21 @@ inline void group(Plan& p, const Sizes& n, int rows) {
 }
 
 // What follows from rows, units, splits and parts; false where a block would have too many threads. OnChip: its product
-// (chip.h), columns: values that a unit hands over (1 in forward). The clocks are an estimate; nobody has measured a step.
+// (chip.h), columns: values that a unit hands over (1 in forward), crowd: blocks that share a multiprocessor, and so its registers.
+// One of them multiplies while another waits; but their products take turns, and so do the values on their way in. The clocks are
+// an estimate; nobody has measured a step.
 template <class Link, class OnChip>
-bool complete(Plan& p, const Sizes& n, int columns) {
-  if (p.units > most_units || p.units * p.rows > most_threads) return false;
-  for (p.slices = 32; p.slices * p.units > most_threads;) p.slices /= 2;
+bool complete(Plan& p, const Sizes& n, int columns, int crowd = 1) {
+  const int threads = most_threads / crowd;
+  if (p.units > most_units / crowd || p.units * p.rows > threads) return false;
+  for (p.slices = 32; p.slices * p.units > threads;) p.slices /= 2;
   const int values = columns * rounded_up(int(n.H), Link::together);
   p.length = OnChip::padded(values / p.parts, p);
   p.vectors = Link::vectors;
   p.bytes = int64_t(Link::shared_bytes + OnChip::bytes(p));
-  p.clocks = OnChip::clocks(p) + Link::clocks(int64_t(p.rows) * values);
+  const int64_t product = OnChip::clocks(p), transfer = Link::transfer(int64_t(p.rows) * values);
+  const int64_t alone = product + Link::latency + transfer, together = crowd * (product > transfer ? product : transfer);
+  p.clocks = alone > together ? alone : together;
   return true;
 }
 

@@ -45,8 +45,9 @@ class Pushes {
   static constexpr int together = 4;
   static constexpr int vectors = 2;
   static constexpr size_t shared_bytes = 2 * sizeof(uint64_t);
-  // From a value to where it is multiplied: 0.13 us, and 16 bytes into a block a clock. An estimate.
-  static int64_t clocks(int64_t values) { return 230 + values * int64_t(sizeof(T)) / 16; }
+  // Clocks from a value to where it is multiplied: 0.13 us, and 16 bytes into a block a clock. An estimate.
+  static constexpr int64_t latency = 230;
+  static int64_t transfer(int64_t values) { return values * int64_t(sizeof(T)) / 16; }
 
   BIRNN_METHOD Pushes(const Exchange& x, const Plan& p, const Here& me, const Sizes&, int values, unsigned char* shared,
                       T* vector, int stride)
@@ -92,7 +93,6 @@ class Pushes {
       here = !lost && has_arrived(arrivals + slot(), phase());
       if (!here) let_others_run();
     }
-    warp_barrier();  // the product is one that lanes make together
     return !lost;
   }
   BIRNN_METHOD const T* vector() const { return to + slot() * slot_length; }

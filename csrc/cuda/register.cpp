@@ -3,7 +3,10 @@
 
 #include "host.h"
 
-TORCH_LIBRARY_FRAGMENT(birnn_ext, m) { m.def(BIRNN_TIER_SCHEMA, &birnn::cuda::describe_tier); }
+TORCH_LIBRARY_FRAGMENT(birnn_ext, m) {
+  m.def(BIRNN_TIER_SCHEMA, &birnn::cuda::describe_tier);
+  m.def(BIRNN_FORCE_SCHEMA, &birnn::cuda::force_tier);
+}
 
 TORCH_LIBRARY_IMPL(birnn_ext, CUDA, m) {
   m.impl("layer", &birnn::cuda::layer);

@@ -18,7 +18,8 @@
 #include <type_traits>
 #include <utility>
 
-// One block to a multiprocessor is enough: ptxas would spill registers to fit in more.
+// Registers as for one block to a multiprocessor: ptxas would spill to fit in more of this size. (Of half the size there is room
+// for two.)
 #define BIRNN_KERNEL(threads) __global__ void __launch_bounds__(threads, 1)
 #define BIRNN_DEVICE static __device__ __forceinline__
 #define BIRNN_METHOD __device__ __forceinline__
@@ -327,6 +328,9 @@ inline int64_t resident_clusters(const void* kernel, int blocks, int threads, si
   if (compiled.ptxVersion < 90) return known[key] = 0;
   // More than 8 blocks are not promised to every device that knows clusters.
   check(cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1), "clusters");
+  // All that can be shared memory: blocks that share a multiprocessor need it.
+  check(cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout, cudaSharedmemCarveoutMaxShared),
+        "clusters");
   const ClusterLaunch launch({blocks, 1, threads, 1}, blocks, shared_bytes, nullptr);
   int clusters = 0;
   if (cudaOccupancyMaxActiveClusters(&clusters, kernel, &launch.config) != cudaSuccess) {  // no such size here

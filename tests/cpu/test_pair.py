@@ -47,21 +47,17 @@ def test_any_number_of_threads(kind, lengths, D, count):
     assert all(equal(problems.run(problem), first) for _ in range(3))
 
 
-@pytest.mark.parametrize("T", [1, 2, 3, 4, 37])
-@pytest.mark.parametrize("count", [2, 6])
+@pytest.mark.parametrize("T, B", [(2, 300), (3, 200), (4, 150), (24, 40), (37, 40), (600, 1)])
+@pytest.mark.parametrize("count", [1, 2, 6])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("kind", ["GRU", "LSTM_PROJ"])
-def test_gradients_of_the_input_meet_in_the_middle(kind, dtype, count, T):
+def test_gradients_of_the_input_meet_in_the_middle(kind, dtype, count, T, B):
     """Both directions write one array: an odd step in the middle is one's to write and the other's to add to."""
     torch.set_num_threads(count)
-    problem = problems.typical(kind, T=T, B=40, dtype=dtype)
+    problem = problems.typical(kind, T=T, B=B, dtype=dtype)
     problems.check(problem)
     first = problems.run(problem)
     assert all(equal(problems.run(problem), first) for _ in range(3))
-    # One after the other they add the same numbers.
-    torch.set_num_threads(1)
-    at = len(problems.results(problem))
-    assert torch.equal(problems.run(problem)[at], first[at])
 
 
 @pytest.mark.parametrize("B", [1, 2, 3])

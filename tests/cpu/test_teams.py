@@ -99,8 +99,8 @@ import problems, torch
 from birnn_ext import _C
 torch.set_num_threads(8)
 for kind, H in (("GRU", 215), ("LSTM_PROJ", 230)):
-    problem = problems.typical(kind, 6, 2, 37, H, lengths=True)
-    problems.check(problem)
+    problems.check(problems.typical(kind, 6, 2, 37, H, lengths=True))
+    problems.check(problems.typical(kind, 300, 2, 37, H))  # in which the directions write one gradient of the input
 print("right")
 """
 
@@ -115,11 +115,12 @@ def test_a_system_that_gives_fewer_threads_than_asked_for():
 FORKED = """
 import os, sys, problems, torch
 torch.set_num_threads(6)
-problem = problems.typical("GRU", 6, 2, 37, 215, lengths=True)
-expected = [t.tolist() for t in problems.run(problem)]
+found = [problems.typical("GRU", 6, 2, 37, 215, lengths=True), problems.typical("GRU", 300, 2, 37, 215)]
+expected = [t.tolist() for problem in found for t in problems.run(problem)]
 child = os.fork()
 if child == 0:
-    same = [t.tolist() for t in problems.run(problem)] == expected  # torch.equal would use torch's own threads
+    # (torch.equal would use torch's own threads.)
+    same = [t.tolist() for problem in found for t in problems.run(problem)] == expected
     os._exit(0 if same else 1)
 sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 """
@@ -144,3 +145,4 @@ def test_directions_take_turns_where_the_weights_exceed_the_caches(kind):
     torch.set_num_threads(2)
     problem = problems.typical(kind, T, B, 5, H, lengths=True)
     problems.check(problem)
+    problems.check(problems.typical(kind, 260, B, 5, H))  # one gradient of the input for both

@@ -96,6 +96,7 @@ TORCH_LIBRARY(birnn_shim, m) {
   m.def(BIRNN_INTO_SCHEMA);
   m.def(BIRNN_BACKWARD_SCHEMA);
   m.def(BIRNN_TIER_SCHEMA, &birnn::cuda::describe_tier);
+  m.def(BIRNN_FORCE_SCHEMA, &birnn::cuda::force_tier);
 }
 TORCH_LIBRARY_IMPL(birnn_shim, CPU, m) {
   m.impl("layer", &birnn::cuda::layer);

@@ -12,6 +12,7 @@ import problems
 import pytest
 import torch
 
+import birnn_ext
 from shim import build, test_backend
 from shim.test_backend import kinds, layer
 
@@ -67,6 +68,55 @@ def test_off_unless_asked_for(monkeypatch):
         tier("TANH")
 
 
+def test_forced_by_a_call(shim, monkeypatch):
+    monkeypatch.setattr(torch.ops.birnn_ext, "force_cuda_tier", shim.force_cuda_tier, raising=False)
+    monkeypatch.setenv("BIRNN_CUDA_TIER", "spread")
+    with birnn_ext.cuda_kernel("stepwise"):
+        assert tier(H=64) == "stepwise"
+        with birnn_ext.cuda_kernel("auto"):
+            assert tier(H=64) == "block", "not heeded: BIRNN_CUDA_TIER"
+        refused = r"birnn_ext.cuda_kernel\('block'\): the recurrent weights of H = 300 do not fit"
+        with pytest.raises(RuntimeError, match=refused), birnn_ext.cuda_kernel("block"):
+            tier()
+        assert tier(H=64) == "stepwise"
+    assert tier(H=64) == "spread"
+    with pytest.raises(ValueError, match="kind: expected auto, stepwise, block, spread or cluster, got 'fast'"):
+        shim.force_cuda_tier("fast")
+    assert tier(H=64) == "spread"
+
+
+def test_two_groups_of_rows_share_a_multiprocessor(monkeypatch):
+    """While one waits for its values, the other multiplies; where the weights fit twice."""
+    pretend(monkeypatch, "H100")
+    monkeypatch.setenv("BIRNN_CUDA_TIER", "cluster")
+
+    def blocks():
+        said = torch.ops.birnn_shim.cuda_tier("GRU", torch.float32, 128, 256, 2, False, False, 0)[1]
+        groups, each, rows = map(int, re.match(r"(\d+) x (\d+) blocks a direction, each with (\d+) rows", said).groups())
+        assert groups * rows == 128
+        return 2 * groups * each
+
+    assert 132 < blocks() <= 264
+    monkeypatch.setenv("BIRNN_SHIM_SHARED_BYTES", str(160 * 1024))
+    assert blocks() <= 132
+
+
+def test_crowded_blocks_compute_the_same(monkeypatch):
+    monkeypatch.setenv("BIRNN_CUDA_TIER", "cluster")
+    monkeypatch.setenv("BIRNN_SHIM_MULTIPROCESSORS", "4")
+    monkeypatch.setenv("BIRNN_SHIM_CROWD", "2")
+    said = torch.ops.birnn_shim.cuda_tier("GRU", torch.float32, 20, 9, 2, False, False, 0)[1]
+    assert said.startswith("1 x 4 blocks a direction"), "and so eight on four multiprocessors"
+    test_backend.check(problems.make("GRU", 3, 20, 2, 9, lengths=[(5 * b + 3) % 4 for b in range(20)]))
+
+
+@pytest.mark.parametrize("patience", ["0", "-1", "soon", "1e6", "99999999999999999999"])
+def test_patience_is_a_number(forced, patience, monkeypatch):
+    monkeypatch.setenv("BIRNN_CUDA_PATIENCE", patience)
+    with pytest.raises(ValueError, match=f"BIRNN_CUDA_PATIENCE: expected how often .*, got '{patience}'"):
+        layer_of(problems.make("GRU", 2, 1, 2, 5))
+
+
 def test_what_is_said_of_it(forced, monkeypatch):
     monkeypatch.setenv("BIRNN_SHIM_MULTIPROCESSORS", "132")
     name, more = torch.ops.birnn_shim.cuda_tier("GRU", torch.float32, 8, 256, 2, False, False, 0)
@@ -84,6 +134,7 @@ def pretend(monkeypatch, device):
     monkeypatch.setenv("BIRNN_SHIM_MULTIPROCESSORS", str(multiprocessors))
     monkeypatch.setenv("BIRNN_SHIM_BLOCKS", str(multiprocessors))
     monkeypatch.setenv("BIRNN_SHIM_SHARED_BYTES", str(kilobytes * 1024))
+    monkeypatch.setenv("BIRNN_SHIM_CROWD", "32")
 
 
 def documented():

@@ -192,7 +192,8 @@ inline uint32_t* new_word_for_host() {
   return &word;
 }
 
-// As on a device with this much shared memory for a block, and this many multiprocessors.
+// As on a device with this much shared memory for a block, and a little more for all that share a multiprocessor; with so many
+// of these, registers for 512 threads on each, and no more than BIRNN_SHIM_CROWD blocks of a cluster kernel (each takes its time here).
 template <class Args>
 int64_t resident_blocks(void (*)(Args), int, size_t shared_bytes) {
   return int64_t(shared_bytes) <= shim::setting("BIRNN_SHIM_SHARED_BYTES", 227 * 1024) ? shim::setting("BIRNN_SHIM_BLOCKS", 132)
@@ -202,7 +203,10 @@ int64_t resident_blocks(void (*)(Args), int, size_t shared_bytes) {
 template <class Args>
 int64_t resident_clusters(void (*kernel)(Args), int blocks, int threads, size_t shared_bytes) {
   const bool any = shim::setting("BIRNN_SHIM_CAPABILITY", 90) >= 90 && resident_blocks(kernel, threads, shared_bytes);
-  return any ? multiprocessors() / blocks : 0;
+  const int64_t room = shim::setting("BIRNN_SHIM_SHARED_BYTES", 227 * 1024) + 1024;
+  const int64_t each =
+      std::min(std::min(room / int64_t(shared_bytes + 1024), int64_t(512 / threads)), shim::setting("BIRNN_SHIM_CROWD", 1));
+  return any ? multiprocessors() * each / blocks : 0;
 }
 
 inline bool is_capturing(void*) { return false; }
