@@ -37,7 +37,10 @@ __attribute__((noinline)) void dots(int64_t K, const A* __restrict__ a, int64_t 
   const auto step = [&](int64_t k, int64_t some) __attribute__((always_inline)) {
     Vec<T> wk[NR];
 #pragma GCC unroll 8
-    for (int i = 0; i < NR; ++i) wk[i] = load_words(w[i] + k, some);
+    for (int i = 0; i < NR; ++i) {
+      wk[i] = load_words(w[i] + k, some);
+      if (MR > 1) hold(wk[i]);
+    }
 #pragma GCC unroll 8
     for (int r = 0; r < MR; ++r) {
       const Vec<T> ak = load_words<A, A>(a + r * lda + k, some);

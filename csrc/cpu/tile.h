@@ -68,7 +68,10 @@ __attribute__((noinline)) void tile(int64_t K, const A* __restrict__ a, int64_t 
       }
       Vec<T> bv[NV];
 #pragma GCC unroll 4
-      for (int j = 0; j < NV; ++j) bv[j] = load(bk + j * L);
+      for (int j = 0; j < NV; ++j) {
+        bv[j] = load(bk + j * L);
+        if (MR > 1) hold(bv[j]);
+      }
 #pragma GCC unroll 2
       for (int i = 0; i < passes; ++i) {
         if (i == 1) {
