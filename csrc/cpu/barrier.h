@@ -14,8 +14,12 @@ namespace birnn {
 // the waiting ones give theirs up.
 template <class F>
 void spin_until(F&& there) {
-  for (int spins = 0; !there(); ++spins) {
-    if (spins > 2000) std::this_thread::yield();
+  for (int spins = 0; !there();) {
+    if (spins < 2000) {
+      ++spins;
+    } else {
+      std::this_thread::yield();
+    }
   }
 }
 
