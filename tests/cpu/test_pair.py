@@ -155,7 +155,9 @@ def progress_during(call):
 
 def test_the_gil_is_free_while_a_kernel_runs():
     torch.set_num_threads(1)
-    assert progress_during(lambda: ctypes.PyDLL(None).usleep(50_000)) == 0  # a call that keeps the GIL, as a control
+    # As a control a call that keeps the GIL. (A switch that was asked for before may fall into it, but not always.)
+    usleep = ctypes.PyDLL(None).usleep
+    assert min(progress_during(lambda: usleep(50_000)) for _ in range(5)) == 0
     problem = problems.typical("LSTM", T=200, B=16, I=64, H=128)
     with torch.no_grad():
         # A loaded machine may not get round to the other thread during one call; it never would if the GIL were held.
