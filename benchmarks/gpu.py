@@ -174,13 +174,13 @@ def smallest(kinds):
 
     tiers = ("stepwise", "block", "spread") * (kinds != "clusters") + ("cluster",) * (kinds != "others" and has_clusters())
     for tier, mode in product(tiers, MODES):
-        os.environ["BIRNN_CUDA_TIER"] = tier
-        train(birnn_ext.BiRNN(5, 9, mode=mode).cuda(), lengths=[3, 1, 0, 2, 3])
-    for tier in {"spread", "cluster"} & {*tiers}:
-        os.environ["BIRNN_CUDA_TIER"] = tier
-        train(birnn_ext.LSTM(5, 9, bidirectional=True).half().cuda(), lengths=[3, 1, 0, 2, 3])
+        with birnn_ext.cuda_kernel(tier):
+            train(birnn_ext.BiRNN(5, 9, mode=mode).cuda(), lengths=[3, 1, 0, 2, 3])
+    for tier in tiers:
+        if tier in ("spread", "cluster"):
+            with birnn_ext.cuda_kernel(tier):
+                train(birnn_ext.LSTM(5, 9, bidirectional=True).half().cuda(), lengths=[3, 1, 0, 2, 3])
     if kinds != "clusters":
-        os.environ["BIRNN_CUDA_TIER"] = "stepwise"
         train(birnn_ext.LSTM(5, 9, proj_size=4, bidirectional=True).cuda())
     print(f"the smallest cases ran ({', '.join(tiers) or 'no clusters here'})")
 

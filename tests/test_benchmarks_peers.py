@@ -1,5 +1,7 @@
 """benchmarks/peers: the other libraries compute the same, and say why they stay away. Nothing is timed here."""
 
+import json
+import statistics
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -116,3 +118,25 @@ def test_a_peer_owes_gradients_in_training_and_the_output_alone_in_inference():
             continue
         with pytest.raises(CheckFailed, match="did not compute: gradient of bias_hh_l0"):
             Judge(problem).check(peer, peer=True)
+
+
+def test_the_documented_table_of_onednn_is_that_of_the_results():
+    root = Path(__file__).parents[1]
+    text = (root / "docs/benchmarks.md").read_text()
+
+    def row(name, least=0.0):
+        """The cells of a file's cases in which ours takes at least so many ms."""
+        cases = json.loads((root / f"benchmarks/results/peers/cpu_epyc_zen4_{name}.json").read_text())["cases"]
+        cells = []
+        for mode in ("GRU", "LSTM", "RNN_TANH"):
+            for pass_ in PASSES:
+                of_these = [c for c in cases if c["mode"] == mode and c["pass"] == pass_]
+                found = [c["peer_ratio"]["onednn"]["median"] for c in of_these if c["times"]["birnn_ext"]["median_ms"] >= least]
+                cells.append(f"{statistics.geometric_mean(found):.2f} ({min(found):.2f} - {max(found):.2f})" if found else "")
+        return " | ".join(cells)
+
+    for row_of in (
+        row("2_threads"), row("1_thread"), row("2_threads_wide"), row("2_threads_wide", 0.5),
+        row("2_threads_wide_prepacked"), row("2_threads_wide_prepacked", 0.5),
+    ):  # fmt: skip
+        assert " ".join(row_of.split()) in " ".join(text.split()), row_of

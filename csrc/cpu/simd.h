@@ -55,7 +55,7 @@ BIRNN_INLINE void store(T* p, Vec<T> v) {
 }
 
 // Has v stay in a register. A compiler that sees few uses of a loaded value may read it anew for each, and a 512-bit load takes as
-// long as a multiplication (GCC 12: products of two and three rows were 1.2 to 1.3 times as slow).
+// long as a multiplication (GCC 12, Zen 4: products of two and three rows were 1.2 to 1.3 times as slow).
 template <class V>
 BIRNN_INLINE void hold([[maybe_unused]] V& v) {
 #if defined(__x86_64__)
