@@ -59,15 +59,12 @@ class ModuleContender(Contender):
         return output, states if isinstance(states, tuple) else (states,)
 
     def _step(self, x):
-        """Forward and backward of a scalar loss, gradients to x and all weights; the old gradients are
-        dropped as part of it, as in any training loop."""
+        """Forward, and backward from given gradients of all outputs to x and all weights; the old gradients are dropped as
+        part of it, as in any training loop. (A loss computed here would be timed with the layer.)"""
         x.grad = None
         self.module.zero_grad(set_to_none=True)
         output, states = self._forward(x)
-        loss = torch.dot(output.flatten(), self.problem.out_loss.flatten())
-        for state in states:
-            loss = loss + torch.dot(state.flatten(), self.problem.state_loss.flatten())
-        loss.backward()
+        torch.autograd.backward((output, *states), (self.problem.out_loss, *[self.problem.state_loss] * len(states)))
         return output.detach(), tuple(state.detach() for state in states)
 
     def results(self, i):

@@ -89,14 +89,14 @@ def _peak(dtype):
         return compiled.fma_peak()
     n = 512
     a, b = torch.randn(n, n).to(dtype), torch.randn(n, n).to(dtype)
-    return 2 * n**3 / _fastest(lambda: torch.mm(a, b), 0.15)
+    return 2 * n**3 / fastest(lambda: torch.mm(a, b), 0.15)
 
 
 def _usual(dtype):
     """FLOP/s of all of PyTorch's threads in a product, the median of 20."""
     n = 1024
     a, b = torch.randn(n, n).to(dtype), torch.randn(n, n).to(dtype)
-    seconds = sorted(_fastest(lambda: torch.mm(a, b), 0.0, calls=1) for _ in range(20))
+    seconds = sorted(fastest(lambda: torch.mm(a, b), 0.0, calls=1) for _ in range(20))
     return 2 * n**3 / seconds[len(seconds) // 2]
 
 
@@ -106,10 +106,10 @@ def _read_bandwidth(size):
     # megabyte.
     views = max(1, 16 * KIB * KIB // size)
     buffer = torch.ones(size // 4).expand(views, -1)
-    return views * size / _fastest(lambda: torch.sum(buffer, 1), 0.1)
+    return views * size / fastest(lambda: torch.sum(buffer, 1), 0.1)
 
 
-def _fastest(function, budget, calls=3):
+def fastest(function, budget, calls=3):
     """Least seconds of a call, over at least so many calls and `budget` seconds."""
     best, begin = float("inf"), time.perf_counter()
     while calls > 0 or time.perf_counter() - begin < budget:

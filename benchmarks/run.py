@@ -15,7 +15,7 @@ import datetime
 import json
 import sys
 from dataclasses import replace
-from itertools import product
+from itertools import count, product
 from pathlib import Path
 
 import torch
@@ -126,6 +126,9 @@ def _one(case, judge, budget, candidates, speed, skipped, versions, show):
         rest=0.003 if any(contender.own_threads for contender in contenders.values()) else 0.0,
     )
     floor = machine.floor(case, judge.problem.lengths, speed)
+    # As the probes read the same memory over and over; between runs of others, ours finds its weights out of the cache.
+    rounds = count()
+    alone = machine.fastest(lambda: contenders[OURS].run(next(rounds) % INPUTS), budget / 4)
     ratios = {name: ratio(seconds[name], seconds[OURS]) for name in seconds if name != OURS}
     unpacked = {"unpacked_ratio": ratios.pop(UNPACKED)} if UNPACKED in ratios else {}
     best = min(ratios, key=lambda name: ratios[name]["median"])
@@ -142,7 +145,8 @@ def _one(case, judge, budget, candidates, speed, skipped, versions, show):
         "best_of_all": {"name": best} | ratios[best],
         **unpacked,
         "floor_ms": None if floor is None else 1e3 * floor,
-        "share_of_floor": None if floor is None else floor / min(seconds[OURS]),
+        "alone_ms": 1e3 * alone,
+        "share_of_floor": None if floor is None else floor / alone,
     }
     return entry
 
@@ -193,7 +197,7 @@ def closing(result):
         f"{about['cpu']}, {about['cores']} cores, ISA of birnn_ext: {about['isa']}, torch {about['torch']}",
         "probes before / after: "
         + ", ".join(f"{name} {probes['before'][name]:.0f} / {probes['after'][name]:.0f}" for name in probes["before"]),
-        "ratio: torch.nn's time over ours, median of neighbouring runs; of floor: by our fastest run",
+        "ratio: torch.nn's time over ours, median of neighbouring runs; of floor: by our fastest run, alone",
         f"{'mode':9}{'pass':10}{'threads':>8}{'geometric mean':>16}{'worst':>9}  of",
     ]
     for group in result["summary"]:

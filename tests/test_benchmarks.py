@@ -300,7 +300,8 @@ def test_run_end_to_end(fast_probe, tmp_path, capsys):
     assert len(result["cases"]) == 2 * 2 * 2 and len(result["summary"]) == 2 * 2
     entry = result["cases"][0]
     assert entry["times"].keys() == {OURS, THEIRS} and entry["times"][OURS]["runs"] >= 6
-    assert entry["share_of_floor"] > 0 and entry["relative_error"][OURS] < 1e-5
+    assert entry["share_of_floor"] == pytest.approx(entry["floor_ms"] / entry["alone_ms"]) and entry["alone_ms"] > 0
+    assert entry["relative_error"][OURS] < 1e-5
     printed = capsys.readouterr().out
     assert "worst single ratio" in printed and "geometric mean" in printed
     compare.main([str(path), str(path)])

@@ -66,10 +66,6 @@ class OneDnn(Contender):
         for layer in self.layers:
             x = layer.forward(x)
         if self.problem.case.training:
-            loss = torch.dot(x.flatten(), self.problem.out_loss.flatten())
-            for layer in self.layers:
-                for name in layer.states:
-                    loss += torch.dot(layer.tensors[name].flatten(), layer.tensors[f"d_{name}"].flatten())
             for layer in reversed(self.layers):
                 layer.backward()
         return x, tuple(layer.tensors[name] for layer in self.layers for name in layer.states)

@@ -5,6 +5,7 @@
 
 #include <cstdint>
 #include <cstring>
+#include <utility>
 #pragma GCC target("avx2,fma,f16c")
 #define BIRNN_NS avx2
 #define BIRNN_ISA_NAME "avx2"

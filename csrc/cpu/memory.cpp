@@ -21,9 +21,9 @@ namespace birnn {
 
 namespace {
 
-constexpr size_t worth_keeping = size_t(1) << 20;
+constexpr size_t worth_keeping = size_t(128) << 10;  // what malloc begins to give back
 constexpr size_t most_kept = size_t(256) << 20;
-constexpr size_t page = size_t(2) << 20;  // of the huge kind, on whose borders blocks begin
+constexpr size_t page = size_t(4) << 10, huge_page = size_t(2) << 20;
 
 struct Block {
   void* memory;
@@ -80,13 +80,13 @@ Block take(size_t size) {
 // Not aligned_alloc: it may ask for a size that is a multiple of the alignment (AddressSanitizer does).
 void* aligned(size_t size) {
   void* memory = nullptr;
-  return posix_memalign(&memory, page, size) == 0 ? memory : nullptr;
+  return posix_memalign(&memory, size < huge_page / 2 ? page : huge_page, size) == 0 ? memory : nullptr;
 }
 
 struct Reusing final : c10::Allocator {
   c10::DataPtr allocate(size_t bytes) override {
     if (bytes < worth_keeping) return c10::GetCPUAllocator()->allocate(bytes);
-    const size_t size = (bytes + 4095) / 4096 * 4096;
+    const size_t size = (bytes + page - 1) / page * page;
     auto block = std::make_unique<Block>(Block{nullptr, 0});  // first: where there is no memory for this, no other is lost
     *block = take(size);
     if (!block->memory) {
@@ -97,7 +97,7 @@ struct Reusing final : c10::Allocator {
       }
       TORCH_CHECK(block->memory, "birnn_ext: not enough memory: could not allocate ", bytes, " bytes");
 #if defined(__linux__)
-      madvise(block->memory, size, MADV_HUGEPAGE);  // a wish; fewer page faults, fewer TLB misses
+      if (size >= huge_page / 2) madvise(block->memory, size, MADV_HUGEPAGE);  // a wish; fewer page faults, fewer TLB misses
 #endif
     }
     void* memory = block->memory;

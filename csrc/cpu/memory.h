@@ -1,5 +1,6 @@
-// Large blocks of memory that are used again. malloc gives blocks above 32 MiB back to the system when they are freed,
-// and a training step would fault in every page of its saved gates anew (measured: up to a quarter of the step).
+// Blocks of memory that are used again. malloc gives blocks above 32 MiB back to the system when they are freed, and the end of its
+// heap when more than that, or than twice the largest block so far, is free there; a training step would fault in the pages of its
+// saved gates and gradients anew (measured: up to a quarter of the step).
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -7,7 +8,7 @@
 
 namespace birnn {
 
-// Memory of at least `bytes`, aligned to 64; blocks above 1 MiB come from, and return to, a list of at most 256 MiB of
+// Memory of at least `bytes`, aligned to 64; blocks of 128 KiB and more come from, and return to, a list of at most 256 MiB of
 // free ones.
 c10::DataPtr allocate(size_t bytes);
 

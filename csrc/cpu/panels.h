@@ -8,6 +8,18 @@
 namespace birnn {
 namespace BIRNN_NS {
 
+// How many rows of its panel a tile of few rows fetches ahead. Intel's processors gain 10 to 20 % where panels come from L3 (measured
+// on a Skylake-SP, with a prototype); a Zen 4 foresees the stream by itself, and reads it up to 30 % more slowly if it is helped.
+// (Rows that are at hand at once are no help, and cost nothing: so this need not be known when the tile is compiled.)
+BIRNN_INLINE int64_t rows_ahead() {
+#if defined(__x86_64__)
+  static const int64_t rows = __builtin_cpu_is("intel") ? 8 : 0;
+  return rows;
+#else
+  return 0;
+#endif
+}
+
 // A tile of a panel of [K, N] that is not packed: its rows up to the last row of the weight, then, where they are shifted, those
 // from the first row on.
 template <class T>
@@ -17,10 +29,11 @@ BIRNN_INLINE void tile_in_place(const Matrix<T>& w, int64_t p, int rows, const T
   const int64_t K = w.s.K, N = w.s.N, before = K - w.shift;
   const T* panel = w.raw + w.first(p) * L;
   const Tile<T> run = tiles<T, PLAIN>[units - 1][rows - 1];
-  run(before, a, lda, panel + w.shift * N, N, out, panel);
+  const int64_t reach = rows < few_rows ? 8 * N : 0;  // rows that lie far apart are a stream that no processor foresees
+  run(before, a, lda, panel + w.shift * N, N, out, panel + w.shift * N + reach);
   if (w.shift == 0) return;
   alignas(64) T rest[max_tile_rows * max_tile_vectors * L];
-  run(w.shift, a + before, lda, panel, N, rest, panel);
+  run(w.shift, a + before, lda, panel, N, rest, panel + reach);
   for (int i = 0; i < rows * units * L; i += L) store(out + i, load(out + i) + load(rest + i));
 }
 
@@ -34,7 +47,7 @@ BIRNN_INLINE void product(Matrix<S>& w, int64_t M, const Operand<S>* a, int64_t 
   typedef Wide<S> T;
   alignas(64) T out[max_tile_rows * max_tile_vectors * lanes<T>];
   constexpr int L = lanes<T>;
-  const int64_t K = w.s.K, begin = w.begin(), end = w.end();
+  const int64_t K = w.s.K, begin = w.begin(), end = w.end(), reach = rows_ahead();
   for (int64_t i = begin; i < end; ++i) {
     const int64_t p = backwards ? begin + end - 1 - i : i, after = backwards ? p - 1 : p + 1;
     const int units = w.units(p), nv = units * w.s.gates;
@@ -50,7 +63,8 @@ BIRNN_INLINE void product(Matrix<S>& w, int64_t M, const Operand<S>* a, int64_t 
       if (!in_place) {
         const Form form = w.s.pairs && !paired<A> ? PAIRS : PLAIN;
         const Tile<A> run = form == PAIRS ? tiles<A, PAIRS>[nv - 1][rows - 1] : tiles<A, PLAIN>[nv - 1][rows - 1];
-        run(K, from, lda, panel, nv * L, out, next + t * w.s.depth() * (64 / int64_t(sizeof(T))));
+        const T* ahead = rows < few_rows ? panel + reach * nv * L : next + t * w.s.depth() * (64 / int64_t(sizeof(T)));
+        run(K, from, lda, panel, nv * L, out, ahead);
       } else if (w.by_columns) {
         tile_of_dots(w.s, w.raw, w.first(p), units, rows, from, lda, out);
       } else if constexpr (Matrix<S>::in_place) {

@@ -189,3 +189,34 @@ def test_a_call_that_fails_leaves_everything_as_it_was(kind, threads, rows):
 @pytest.mark.parametrize("wanted", [7, 15])
 def test_no_memory_for_threads(wanted):
     check(FORKED, wanted)
+
+
+STEPS = (
+    LIMITS
+    + """
+torch.set_num_threads(1)
+layer = getattr(birnn_ext, sys.argv[1])(256, 256, bidirectional=True)
+x, dy = torch.randn(100, 1, 256, requires_grad=True), torch.randn(100, 1, 512)
+
+def step():
+    layer.zero_grad()
+    x.grad = None
+    layer(x)[0].backward(dy)
+
+def new_pages(steps):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(steps):
+        step()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+new_pages(10)
+found = new_pages(20)
+assert found < 20 * 100, f"{found} in 20 steps"
+print("right")
+"""
+)
+
+
+@pytest.mark.parametrize("kind", ["RNN", "GRU", "LSTM"])  # weight gradients of 256, 768 and 1024 KiB
+def test_a_training_step_works_in_the_memory_of_the_last_one(kind):
+    check(STEPS, kind)
