@@ -64,7 +64,7 @@ class ModuleContender(Contender):
         x.grad = None
         self.module.zero_grad(set_to_none=True)
         output, states = self._forward(x)
-        torch.autograd.backward((output, *states), (self.problem.out_loss, *[self.problem.state_loss] * len(states)))
+        torch.autograd.backward((output, *states), (self.problem.out_grad, *[self.problem.state_grad] * len(states)))
         return output.detach(), tuple(state.detach() for state in states)
 
     def results(self, i):

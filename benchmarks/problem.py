@@ -18,16 +18,16 @@ class Problem:
     weights     torch.nn's state_dict of the bidirectional layer(s)
     inputs      INPUTS tensors [T, B, I]
     lengths     int64 [B] on the CPU, or None where all rows have T steps
-    out_loss    [T, B, 2H]: the loss is the dot product of the outputs with this
-    state_loss  [2L, B, H]: plus that of h_n (and c_n) with this
+    out_grad    [T, B, 2H]: what a loss would hand back for the output
+    state_grad  [2L, B, H]: and for h_n (and c_n)
     """
 
     case: Case
     weights: dict
     inputs: list
     lengths: torch.Tensor | None
-    out_loss: torch.Tensor
-    state_loss: torch.Tensor
+    out_grad: torch.Tensor
+    state_grad: torch.Tensor
 
     def to(self, dtype):
         """The same problem in another dtype: in float64 it is the oracle's."""
@@ -35,8 +35,8 @@ class Problem:
             self,
             weights={name: weight.to(dtype) for name, weight in self.weights.items()},
             inputs=[x.to(dtype) for x in self.inputs],
-            out_loss=self.out_loss.to(dtype),
-            state_loss=self.state_loss.to(dtype),
+            out_grad=self.out_grad.to(dtype),
+            state_grad=self.state_grad.to(dtype),
         )
 
 
@@ -60,8 +60,8 @@ def draw(case, seed=0):
         if case.ragged:
             lengths = torch.randint(max(1, shape.T // 4), shape.T + 1, (shape.B,))
             lengths[torch.randint(shape.B, ())] = shape.T
-        out_loss = torch.randn(shape.T, shape.B, 2 * shape.H)
-        state_loss = torch.randn(2 * shape.L, shape.B, shape.H)
+        out_grad = torch.randn(shape.T, shape.B, 2 * shape.H)
+        state_grad = torch.randn(2 * shape.L, shape.B, shape.H)
 
     def placed(tensor):
         return tensor.detach().to(case.device, dtype)
@@ -71,6 +71,6 @@ def draw(case, seed=0):
         {name: placed(weight) for name, weight in layer.state_dict().items()},
         [placed(x) for x in inputs],
         lengths,
-        placed(out_loss),
-        placed(state_loss),
+        placed(out_grad),
+        placed(state_grad),
     )

@@ -41,7 +41,7 @@ def measure(cases, *, budget, peers=(), seed=0, wide=False, packed=None, show=pr
     Checks and times every case.
 
     cases    Case objects; neighbours that differ in threads alone share one check's oracle
-    budget   seconds of timing per case
+    budget   seconds of timing per case; a quarter of that again for ours alone
     peers    names out of PEERS
     wide     whether the cases are those of WIDE; only written down
     packed   None, or what ours packs its weights as beforehand; "bfloat16": all contenders compute with the weights that
@@ -128,7 +128,7 @@ def _one(case, judge, budget, candidates, speed, skipped, versions, show):
     floor = machine.floor(case, judge.problem.lengths, speed)
     # As the probes read the same memory over and over; between runs of others, ours finds its weights out of the cache.
     rounds = count()
-    alone = machine.fastest(lambda: contenders[OURS].run(next(rounds) % INPUTS), budget / 4)
+    alone = floor and machine.fastest(lambda: contenders[OURS].run(next(rounds) % INPUTS), budget / 4)
     ratios = {name: ratio(seconds[name], seconds[OURS]) for name in seconds if name != OURS}
     unpacked = {"unpacked_ratio": ratios.pop(UNPACKED)} if UNPACKED in ratios else {}
     best = min(ratios, key=lambda name: ratios[name]["median"])
@@ -145,7 +145,7 @@ def _one(case, judge, budget, candidates, speed, skipped, versions, show):
         "best_of_all": {"name": best} | ratios[best],
         **unpacked,
         "floor_ms": None if floor is None else 1e3 * floor,
-        "alone_ms": 1e3 * alone,
+        "alone_ms": None if floor is None else 1e3 * alone,
         "share_of_floor": None if floor is None else floor / alone,
     }
     return entry

@@ -307,6 +307,21 @@ def test_run_end_to_end(fast_probe, tmp_path, capsys):
     compare.main([str(path), str(path)])
 
 
+def test_share_of_the_floor_is_of_ours_alone(fast_probe, monkeypatch):
+    calls = []
+
+    def fastest(run, budget):
+        calls.append([run()[0] for _ in range(2)])
+        return 0.25
+
+    monkeypatch.setattr(machine, "fastest", fastest)
+    cases = [Case(parse_shape("2,3,4,5"), "GRU", pass_) for pass_ in ("inference", "training")]
+    entries = run.measure(cases, budget=0.001, show=lambda line: None)["cases"]
+    assert [entry["alone_ms"] for entry in entries] == [250, 250]
+    assert [entry["share_of_floor"] for entry in entries] == [entry["floor_ms"] / 250 for entry in entries]
+    assert len(calls) == 2 and not any(torch.equal(*outputs) for outputs in calls)  # with inputs in turns
+
+
 class Twin(Ours):
     """Ours once more, as a peer."""
 

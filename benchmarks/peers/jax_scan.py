@@ -1,5 +1,5 @@
 """A bidirectional layer as a JAX user writes it, under jit, as a contender: the projection of the whole sequence, then
-lax.scan over time, one scan for each direction; gradients by jax.value_and_grad. Inference and training, any number of
+lax.scan over time, one scan for each direction; gradients by jax.vjp. Inference and training, any number of
 layers, unequal lengths by masks, float32 on a CPU. The contract is in ../contenders.py.
 
 Needed: `pip install jax`.
@@ -50,14 +50,14 @@ class JaxScan(Contender):
         lengths = None if problem.lengths is None else _to_jax(problem.lengths.int())
         layer = functools.partial(_layers, problem.case)
         if problem.case.training:
-            out_loss, state_loss = _to_jax(problem.out_loss), _to_jax(problem.state_loss)
+            out_grad, state_grad = _to_jax(problem.out_grad), _to_jax(problem.state_grad)
 
-            def loss(weights, x, lengths, out_loss, state_loss):
-                output, states = layer(weights, x, lengths)
-                return (output * out_loss).sum() + sum((state * state_loss).sum() for state in states), (output, states)
+            @jax.jit
+            def step(weights, x, lengths, out_grad, state_grad):
+                (output, states), back = jax.vjp(lambda weights, x: layer(weights, x, lengths), weights, x)
+                return (None, (output, states)), back((out_grad, tuple(state_grad for _ in states)))
 
-            step = jax.jit(jax.value_and_grad(loss, argnums=(0, 1), has_aux=True))
-            self.call = lambda x: step(self.weights, x, lengths, out_loss, state_loss)
+            self.call = lambda x: step(self.weights, x, lengths, out_grad, state_grad)
         else:
             forward = jax.jit(layer)
             self.call = lambda x: ((None, forward(self.weights, x, lengths)), None)

@@ -4,7 +4,7 @@ contract is in ../contenders.py.
 
 What oneDNN is given: primitives and buffers made beforehand; in inference the weights in the layout that it likes best; in
 training its plain layout, in which it returns gradients too, so that only the reorders that it asks for belong to the step.
-The step has no autograd: out_loss and state_loss are handed to it as the gradients that they are.
+The step has no autograd: out_grad and state_grad are handed to it as the gradients that they are.
 """
 
 import ctypes
@@ -55,7 +55,7 @@ class OneDnn(Contender):
         self.layers = [Layer(problem, k) for k in range(problem.case.shape.L)]
         *below, last = self.layers
         if problem.case.training:
-            last.tensors["d_output"].copy_(problem.out_loss)
+            last.tensors["d_output"].copy_(problem.out_grad)
             for k, layer in enumerate(below):
                 layer.tensors["d_output"] = self.layers[k + 1].tensors["d_x"]
         for layer in self.layers:
@@ -107,7 +107,7 @@ class Layer:
             self.tensors |= {f"d_{name}": torch.zeros_like(tensor) for name, tensor in self.tensors.items()}
             self.tensors["d_x"] = torch.empty(T, B, I)
             for name in self.states:
-                self.tensors[f"d_{name}"].copy_(problem.state_loss[2 * k : 2 * k + 2])
+                self.tensors[f"d_{name}"].copy_(problem.state_grad[2 * k : 2 * k + 2])
 
     def _both(self, problem, name):
         """[2, G, H, ...]: a weight of both directions, gates in oneDNN's order."""

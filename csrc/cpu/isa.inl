@@ -1,6 +1,6 @@
 // Everything that is compiled once per instruction set, ending in the tables of its kernels. The including file has set the
 // target, BIRNN_NS, BIRNN_VECTOR_BYTES and BIRNN_VECTOR_REGISTERS, and BIRNN_F16C where the target has that; with BIRNN_BF16_DOT only
-// the kernels for bfloat16 are compiled. No torch and no STL below this line.
+// the kernels for bfloat16 are compiled. No torch and nothing of the STL but types below this line.
 #include "simd_math.h"
 // (Math before the cells, which call it.)
 #include "../cells/cells.h"

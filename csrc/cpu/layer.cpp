@@ -43,13 +43,15 @@ Forward<S> forward_args(const LayerTensors& l) {
 template <class T, class Pack, class Sweep>
 void pack_and_sweep(const Plan& p, const Sizes& n, int64_t packed_size, T* const (&given)[2], bool parallel, bool meet,
                     Pack&& pack, Sweep&& sweep) {
-  const bool packed = given[0] || p.splits > 1;
-  const at::DataPtr memory = allocate(given[0] ? 0 : size_t(packed_size * n.D) * sizeof(T));
-  const auto of = [&](int64_t d) { return given[0] ? given[d] : static_cast<T*>(memory.get()) + d * packed_size; };
+  const bool packed = given[0] || p.splits > 1, beside = parallel && parallel_tasks() > 1;
+  // Directions that come one after the other pack into the same place, which the second one finds in the cache.
+  const int64_t places = given[0] ? 0 : packed || (beside && !p.turns) ? n.D : 1;
+  const at::DataPtr memory = allocate(size_t(packed_size * places) * sizeof(T));
+  const auto of = [&](int64_t d) { return given[0] ? given[d] : static_cast<T*>(memory.get()) + d % places * packed_size; };
   if (packed && !given[0]) run_tasks(n.D, parallel, [&](int64_t d) { pack(int(d), of(d)); });
   const int64_t tasks = int64_t(p.tasks.size()), together = p.turns ? 1 : tasks;
   for (int64_t first = 0; first < tasks; first += together) {
-    run_teams(together, p.members, parallel, meet && !p.turns,
+    run_teams(together, p.members, beside, meet && !p.turns,
               [&](int64_t i, const Team& team) { sweep(first + i, team, packed, of(p.tasks[first + i].dir)); });
   }
 }

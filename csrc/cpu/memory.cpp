@@ -55,11 +55,12 @@ void give_back(void* context) {
   if (!lock || block.size > most_kept) return std::free(block.memory);
   p.bytes += block.size;
   p.free.push_back(block);  // never grows beyond what pool() has reserved
-  while (p.bytes > most_kept) {
-    std::free(p.free.front().memory);
-    p.bytes -= p.free.front().size;
-    p.free.erase(p.free.begin());
+  auto oldest = p.free.begin();
+  for (; p.bytes > most_kept; ++oldest) {
+    std::free(oldest->memory);
+    p.bytes -= oldest->size;
   }
+  p.free.erase(p.free.begin(), oldest);
 }
 
 // A free block of the right size, up to a quarter too large; none: null.

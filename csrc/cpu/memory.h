@@ -1,5 +1,5 @@
 // Blocks of memory that are used again. malloc gives blocks above 32 MiB back to the system when they are freed, and the end of its
-// heap when more than that, or than twice the largest block so far, is free there; a training step would fault in the pages of its
+// heap when 128 KiB are free there, or twice the largest block that it has given back before; a training step would fault in the pages of its
 // saved gates and gradients anew (measured: up to a quarter of the step).
 #pragma once
 

@@ -52,9 +52,9 @@ BIRNN_INLINE Vec<T> every_second(Vec<T> a, Vec<T> b, std::integer_sequence<int, 
     return place / half * lanes<T> + lane / span * span + (place % half * 2 + odd) * unit + lane % unit;
   };
 #if defined(__clang__)
-  return __builtin_shufflevector(a, b, source(i)...);
+  return __builtin_shufflevector(a, b, std::integral_constant<int, source(i)>::value...);
 #else
-  return __builtin_shuffle(a, b, typename Simd<T>::Int{source(i)...});
+  return __builtin_shuffle(a, b, typename Simd<T>::Int{std::integral_constant<int, source(i)>::value...});
 #endif
 }
 

@@ -13,9 +13,9 @@
 //       reading two weights takes one instruction more than reading one. (Where `a` comes in pairs, b does, as operand.h has it.)
 //   out [MR][NV] vectors, contiguous: a small buffer in L1 from which the caller's epilogue goes on. (Reading it back costs
 //       2 * MR * NV vector moves per K * MR * NV multiplications; in return one micro-kernel serves every cell and product.)
-//   ahead   what is fetched meanwhile. Of few rows, for which the panel itself is what is waited for: as much as the panel, from here
-//       on. Else K cache lines of later tiles, into L2, while the processor is busy multiplying (up to 8 % where panels come from
-//       L3, nothing where they lie in L2 already); not of interleaved rows, whose panel has just been packed.
+//   ahead   what is fetched meanwhile. Of interleaved rows, whose panel has just been packed: nothing. Of few rows: as much as the
+//       panel, from here on. Else K cache lines of later tiles, into L2, while the processor is busy multiplying (up to 8 % where
+//       panels come from L3, nothing where they lie in L2 already).
 //
 // Not here: which tiles make up a product (panels.h), and any knowledge of gates.
 #pragma once
@@ -34,7 +34,7 @@ constexpr int tile_rows(int nv) {
   return rows < max_tile_rows ? rows : max_tile_rows;
 }
 
-// A tile of fewer rows waits for its panel.
+// Where there are registers for more, a tile of fewer rows than these waits for its panel rather than for multiplications.
 constexpr int few_rows = 4;
 
 // Independent sums along k, so that a tile of few rows still has enough chains to hide the latency of a multiply-add.
@@ -64,10 +64,12 @@ __attribute__((noinline)) void tile(int64_t K, const A* __restrict__ a, int64_t 
     // The last index of an odd K is alone in its row.
     const auto step = [&](int64_t k, Vec<T>(&into)[MR][NV], bool alone = false) __attribute__((always_inline)) {
       const T* bk = b + k / deep * ldb;
-      if (MR < few_rows) {
+      if (form == INTERLEAVED) {
+        // nothing
+      } else if (MR < few_rows) {
 #pragma GCC unroll 8
         for (int i = 0; i < NV * L; i += line) __builtin_prefetch(ahead + k / deep * ldb + i);
-      } else if (form != INTERLEAVED) {
+      } else {
         __builtin_prefetch(ahead + k / deep * line, 0, 2);
       }
       Vec<T> bv[NV];

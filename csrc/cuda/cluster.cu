@@ -32,7 +32,7 @@ backward_cluster_kernel([[maybe_unused]] const BackwardChunk a) {
 // parts: what is pushed needs its place at once. Where there are more blocks than multiprocessors, some share one, each with the
 // weights of its own group of rows: while one waits for its values, the others multiply.
 template <class T, int G, class Args>
-Plan best_plan(void (*kernel)(Args), const Sizes& n, int columns) {
+Plan best_plan(void (*kernel)(Args), const Sizes& n, int columns, int biases) {
   Plan best = {};
   if (!can_be_spread<T>(n)) return best;
   const int64_t device = multiprocessors();  // (0: not to be told)
@@ -43,7 +43,7 @@ Plan best_plan(void (*kernel)(Args), const Sizes& n, int columns) {
     p.splits = blocks;
     p.units = rounded_up((int(n.H) + blocks - 1) / blocks, Pushes<T>::together);
     const int64_t clusters = n.D * p.groups, crowd = device > 0 ? (clusters * blocks + device - 1) / device : 1;
-    if (crowd > most_crowd || !complete<Pushes<T>, Chip<T, G>>(p, n, columns, int(crowd))) return;
+    if (crowd > most_crowd || !complete<Pushes<T>, Chip<T, G, Pushes<T>::spare>>(p, n, columns, biases, int(crowd))) return;
     if (best.units && p.clocks >= best.clocks) return;
     if (clusters <= resident_clusters(kernel, blocks, threads_of(p), size_t(p.bytes))) best = p;
   };
@@ -66,8 +66,8 @@ Plan cluster_plan(const Sizes& n, bool backward, const Launch& l) {
     by_cell(l.mode, [&](auto cell) {
       using T = decltype(zero);
       using Cell = decltype(cell);
-      p = backward ? best_plan<T, 1>(&backward_cluster_kernel<T, Cell>, n, Cell::gates)
-                   : best_plan<T, Cell::gates>(&forward_cluster_kernel<T, Cell>, n, 1);
+      p = backward ? best_plan<T, 1>(&backward_cluster_kernel<T, Cell>, n, Cell::gates, 0)
+                   : best_plan<T, Cell::gates>(&forward_cluster_kernel<T, Cell>, n, 1, 2 * Cell::gates);
     });
   });
   return p;

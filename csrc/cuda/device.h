@@ -31,8 +31,8 @@ BIRNN_DEVICE T* as(void* p) {
 }
 
 template <class T>
-BIRNN_DEVICE Wide<T> read_or_zero(const void* p, int64_t i) {
-  return p ? wide(as<T>(p)[i]) : Wide<T>(0);
+BIRNN_DEVICE T read_or_zero(const void* p, int64_t i) {
+  return p ? as<T>(p)[i] : Narrow<T>::of(Wide<T>(0));
 }
 
 // Time of the step before t in the forward pass, or -1 where t is the row's first.
@@ -43,33 +43,37 @@ BIRNN_DEVICE bool worked_before(int dir, int64_t t, int64_t length) {
   return last >= 0 && last < length;
 }
 
-// What one unit of one row reads in a step of the backward pass, apart from what comes from later steps.
+// What one unit of one row reads in a step of the backward pass, apart from what comes from later steps. Nothing is done with it
+// before it is needed, so that nobody waits for it while it is on its way.
 template <class T, class Cell>
 struct BackwardOperands {
   typedef Wide<T> A;
-  A save[Cell::saved + 1], old[2], h_new, dy;
+  T save[Cell::saved + 1], old[2], h_new, dy;
 
   BIRNN_METHOD void load(const BackwardChunk& a, int64_t t, int64_t b, int64_t unit, int64_t length) {
     constexpr int S = Cell::saved;
     const int64_t H = a.n.H, B = a.n.B, before = time_before(a.dir, t, length);
-    for (int v = 0; v < S; ++v) save[v] = wide(as<T>(a.saved)[((t * B + b) * S + v) * H + unit]);
-    h_new = A(0);
+    for (int v = 0; v < S; ++v) save[v] = as<T>(a.saved)[((t * B + b) * S + v) * H + unit];
     if (Cell::reads_h) {
       const T* y = as<T>(a.y) + b * a.y_b + unit;
-      old[0] = before >= 0 ? wide(y[before * a.y_t]) : read_or_zero<T>(a.h0, b * H + unit);
-      h_new = wide(y[t * a.y_t]);
+      old[0] = before >= 0 ? y[before * a.y_t] : read_or_zero<T>(a.h0, b * H + unit);
+      h_new = y[t * a.y_t];
     }
     if (Cell::states == 2) {  // c' is saved last
       const int64_t c = ((before * B + b) * S + S - 1) * H + unit;
-      old[1] = before >= 0 ? wide(as<T>(a.saved)[c]) : read_or_zero<T>(a.c0, b * H + unit);
+      old[1] = before >= 0 ? as<T>(a.saved)[c] : read_or_zero<T>(a.c0, b * H + unit);
     }
-    dy = a.dy && !a.du ? wide(as<T>(a.dy)[t * a.dy_t + b * a.dy_b + unit]) : A(0);
+    dy = read_or_zero<T>(a.du ? nullptr : a.dy, t * a.dy_t + b * a.dy_b + unit);
   }
 
   // d, dc: gradients of the new states from later steps -> gate gradients, and what reaches the old states directly.
   BIRNN_METHOD void compute(A d, A dc, A* gates, A* ds) const {
-    const A ds_new[2] = {d + dy, dc};
-    Cell::backward(save, old, h_new, ds_new, gates, ds);
+    A saved[Cell::saved + 1], states[2] = {}, h = A(0);
+    for (int v = 0; v < Cell::saved; ++v) saved[v] = wide(save[v]);
+    if (Cell::reads_h) states[0] = wide(old[0]), h = wide(h_new);
+    if (Cell::states == 2) states[1] = wide(old[1]);
+    const A ds_new[2] = {d + wide(dy), dc};
+    Cell::backward(saved, states, h, ds_new, gates, ds);
   }
 };
 

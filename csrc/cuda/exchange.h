@@ -32,6 +32,7 @@ class Words {
   static constexpr int together = 4 / int(sizeof(T));  // values in a word: the units of a gate are padded to that
   static constexpr int vectors = 1;                    // for a block
   static constexpr size_t shared_bytes = 0;            // beside the chip's
+  static constexpr int spare = 8;                      // operands (chip.h) that a thread has registers for, beside words
   // Clocks from a value to where it is multiplied: 0.45 us, and 64 bytes through L2 a clock. An estimate.
   static constexpr int64_t latency = 790;
   static int64_t transfer(int64_t values) { return values / together / 8; }
@@ -93,7 +94,7 @@ class Words {
     const int threads = int(blockDim.x), count = me.rows * width;
     // From one word of this thread to its next: so many rows down, so many words across.
     const int down = threads / width, across = threads % width;
-    int i = int(threadIdx.x), column = i % width;
+    int i = anew(int(threadIdx.x)), column = i % width;
     T* at = to + i / width * stride + column * together;
     while (i < count) {
       uint64_t word[at_once];

@@ -116,7 +116,8 @@ std::string describe(const Choice& choice) {
                                  ? std::to_string(p.groups * p.splits) + " blocks a direction, each"
                                  : std::to_string(p.groups) + " x " + std::to_string(p.splits) + " blocks a direction, each";
   return blocks + " with " + std::to_string(p.rows) + " rows, " + std::to_string(p.units) + " units and " +
-         std::to_string((p.bytes + 1023) / 1024) + " KiB" + (p.parts > 1 ? ", gate by gate" : "");
+         std::to_string((p.bytes + 1023) / 1024) + " KiB, " + std::to_string(100 * (p.deep - p.left) / p.deep) +
+         "% of the weights in registers" + (p.parts > 1 ? ", gate by gate" : "");
 }
 
 }  // namespace
@@ -136,12 +137,13 @@ Choice choose_tier(const Sizes& n, bool backward, const Launch& launch) {
   const Plan cluster = persist || tier == "cluster" ? cluster_plan(n, backward, launch) : none;
   if (cluster.units && (!spread.units || cluster.clocks < spread.clocks)) return {Tier::cluster, cluster};
   if (spread.units) return {Tier::spread, spread};
-  TORCH_CHECK(tier != "spread", by, ": the recurrent weights of H = ", n.H, " with B = ", n.B,
-              " rows do not fit into the shared memory of the device, or the layer is float64 or has a projection");
   TORCH_CHECK(
-      tier != "cluster", by, ": the recurrent weights of H = ", n.H, " with B = ", n.B,
-      " rows do not fit into the shared memory of clusters of blocks, or the device has none (they need sm_90), or the ",
-      "layer is float64 or has a projection");
+      tier != "spread", by, ": the recurrent weights of H = ", n.H, " with B = ", n.B,
+      " rows do not fit into the registers and the shared memory of the device, or the layer is float64 or has a projection");
+  TORCH_CHECK(tier != "cluster", by, ": the recurrent weights of H = ", n.H, " with B = ", n.B,
+              " rows do not fit into the registers and the shared memory of clusters of blocks, or the device has none (they "
+              "need sm_90), or the ",
+              "layer is float64 or has a projection");
   if ((any || tier == "block") && block_fits(n, backward, launch)) return {Tier::block, none};
   TORCH_CHECK(tier != "block", by, ": the recurrent weights of H = ", n.H, " do not fit into a block's ",
               "shared memory, the rows of B = ", n.B,

@@ -38,8 +38,12 @@ struct Plan {
   int slices;         // threads to a unit, 8 to 32
   int parts, length;  // of the summed index: how many, and their length, padded
   int vectors;        // that a block has room for: slots that take turns
-  int64_t bytes;      // of shared memory, of a block
-  int64_t clocks;     // of a step, by an estimate
+  // What follows from these (chip.h); here, since a kernel's parameters cost it no registers.
+  int deep, held, left;    // steps of the sum; in registers of a thread, and in shared memory (of a tile), of a part
+  int tiles, shares;       // halves: of the gates' units, and of their sums
+  int stride, sum_stride;  // of a vector and, halves, of sums
+  int64_t bytes;           // of shared memory, of a block
+  int64_t clocks;          // of a step, by an estimate
 };
 
 // Where the blocks of one direction hand each other what they have computed (exchange.h, push.h).

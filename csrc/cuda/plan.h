@@ -22,18 +22,19 @@ inline void group(Plan& p, const Sizes& n, int rows) {
 }
 
 // What follows from rows, units, splits and parts; false where a block would have too many threads. OnChip: its product
-// (chip.h), columns: values that a unit hands over (1 in forward), crowd: blocks that share a multiprocessor, and so its registers.
-// One of them multiplies while another waits; but their products take turns, and so do the values on their way in. The clocks are
-// an estimate; nobody has measured a step.
+// (chip.h), columns: values that a unit hands over (1 in forward), biases: that it has (none in backward), crowd: blocks that share a
+// multiprocessor, and so its registers. One of them multiplies while another waits; but their products take turns, and so do the
+// values on their way in. The clocks are an estimate; nobody has measured a step.
 template <class Link, class OnChip>
-bool complete(Plan& p, const Sizes& n, int columns, int crowd = 1) {
+bool complete(Plan& p, const Sizes& n, int columns, int biases, int crowd = 1) {
   const int threads = most_threads / crowd;
   if (p.units > most_units / crowd || p.units * p.rows > threads) return false;
   for (p.slices = 32; p.slices * p.units > threads;) p.slices /= 2;
   const int values = columns * rounded_up(int(n.H), Link::together);
   p.length = OnChip::padded(values / p.parts, p);
   p.vectors = Link::vectors;
-  p.bytes = int64_t(Link::shared_bytes + OnChip::bytes(p));
+  OnChip::complete(p);
+  p.bytes = int64_t(Link::shared_bytes) + OnChip::bytes(p) + biases * p.units * int64_t(sizeof(float));
   const int64_t product = OnChip::clocks(p), transfer = Link::transfer(int64_t(p.rows) * values);
   const int64_t alone = product + Link::latency + transfer, together = crowd * (product > transfer ? product : transfer);
   p.clocks = alone > together ? alone : together;

@@ -45,6 +45,7 @@ class Pushes {
   static constexpr int together = 4;
   static constexpr int vectors = 2;
   static constexpr size_t shared_bytes = 2 * sizeof(uint64_t);
+  static constexpr int spare = 16;  // operands (chip.h) that a thread has registers for
   // Clocks from a value to where it is multiplied: 0.13 us, and 16 bytes into a block a clock. An estimate.
   static constexpr int64_t latency = 230;
   static int64_t transfer(int64_t values) { return values * int64_t(sizeof(T)) / 16; }
@@ -54,6 +55,7 @@ class Pushes {
       : x(x),
         me(me),
         blocks((me.H + p.units - 1) / p.units),
+        first_peer(int(blockIdx.x) % p.splits),
         bytes(uint32_t(me.rows * values * int(sizeof(T)))),
         slot_length(p.rows * stride),
         stride(stride),
@@ -71,7 +73,7 @@ class Pushes {
 
   // This thread's value as the k-th of its row.
   BIRNN_METHOD void publish(int, int k, T own) {
-    const int lane = int(threadIdx.x) % together;
+    const int lane = anew(int(threadIdx.x)) % together, rank = anew(first_peer);
     uint32_t of[together], words[sizeof(T)] = {};
     for (int j = 0; j < together; ++j) of[j] = of_four(bits_of(own), j);
     for (int j = 0; j < together; ++j) words[j * sizeof(T) / 4] |= of[j] << j * int(sizeof(T)) % 4 * 8;
@@ -79,7 +81,7 @@ class Pushes {
     const uint32_t at = shared_address(to + slot() * slot_length + me.r * stride + k - lane);
     const uint32_t counted_at = shared_address(arrivals + slot());
     for (int i = lane; i < blocks; i += together) {
-      const int peer = (int(blockIdx.x) + i) % blocks;  // not all to the same one first
+      const int next = rank + i, peer = next < blocks ? next : next - blocks;  // not all to the same one first
       push(peer_address(at, peer), words, peer_address(counted_at, peer));
     }
   }
@@ -106,6 +108,7 @@ class Pushes {
   const Exchange& x;
   const Here& me;
   const int blocks;      // that have units
+  const int first_peer;  // to push to: this block itself
   const uint32_t bytes;  // of a step
   const int slot_length, stride;
   uint64_t* const arrivals;

@@ -35,7 +35,7 @@ template <class T, class To>
 BIRNN_KERNEL(threads)
 start_kernel(const Start a) {
   const int64_t i = int64_t(blockIdx.x) * threads + threadIdx.x;
-  if (i < a.count) as<To>(a.to)[i] = Narrow<To>::of(read_or_zero<T>(a.from, i));
+  if (i < a.count) as<To>(a.to)[i] = Narrow<To>::of(wide(read_or_zero<T>(a.from, i)));
 }
 
 template <class T>

@@ -68,6 +68,13 @@ BIRNN_DEVICE void warp_barrier() { __syncwarp(); }
 // A barrier at which all learn whether it is so for any.
 BIRNN_DEVICE bool block_any(bool so) { return __syncthreads_or(so); }
 
+// The same number, of which the compiler knows nothing: what follows from it is computed where it is needed, and not before a loop,
+// to be kept in registers that weights could have.
+BIRNN_DEVICE int anew(int x) {
+  asm volatile("" : "+r"(x));
+  return x;
+}
+
 // The value of the lane whose number differs in the bits of `mask`. All 32 lanes of the warp take part.
 BIRNN_DEVICE float exchange(float x, int mask) { return __shfl_xor_sync(0xffffffffu, x, mask); }
 // The value of lane j of this lane's four. All 32 lanes of the warp take part.

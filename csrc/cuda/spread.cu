@@ -27,7 +27,7 @@ backward_spread_kernel(const BackwardChunk a) {
 // The plan with the fewest clocks whose blocks, for all directions, are on the device at the same time; no units if there is none.
 // G: gates of the product (1 in backward). A plan in parts is for what does not fit otherwise.
 template <class T, int G, class Args>
-Plan best_plan(void (*kernel)(Args), const Sizes& n, int columns) {
+Plan best_plan(void (*kernel)(Args), const Sizes& n, int columns, int biases) {
   Plan best = {};
   if (!can_be_spread<T>(n)) return best;
   const int H = int(n.H), blocks = multiprocessors() / int(n.D);
@@ -38,7 +38,8 @@ Plan best_plan(void (*kernel)(Args), const Sizes& n, int columns) {
     if (p.groups > blocks) return;
     p.units = rounded_up((H + blocks / p.groups - 1) / (blocks / p.groups), 2);
     p.splits = (H + p.units - 1) / p.units;
-    if (!complete<Words<T>, Chip<T, G>>(p, n, columns) || (best.units && p.clocks >= best.clocks)) return;
+    if (!complete<Words<T>, Chip<T, G, Words<T>::spare>>(p, n, columns, biases) || (best.units && p.clocks >= best.clocks))
+      return;
     if (n.D * p.groups * p.splits <= resident_blocks(kernel, threads_of(p), size_t(p.bytes))) best = p;
   };
   for (int rows = 1; rows <= most_rows; rows *= 2) consider(rows, 1);
@@ -74,8 +75,8 @@ Plan spread_plan(const Sizes& n, bool backward, const Launch& l) {
     by_cell(l.mode, [&](auto cell) {
       using T = decltype(zero);
       using Cell = decltype(cell);
-      p = backward ? best_plan<T, 1>(&backward_spread_kernel<T, Cell>, n, Cell::gates)
-                   : best_plan<T, Cell::gates>(&forward_spread_kernel<T, Cell>, n, 1);
+      p = backward ? best_plan<T, 1>(&backward_spread_kernel<T, Cell>, n, Cell::gates, 0)
+                   : best_plan<T, Cell::gates>(&forward_spread_kernel<T, Cell>, n, 1, 2 * Cell::gates);
     });
   });
   return p;

@@ -196,7 +196,7 @@ STEPS = (
     + """
 torch.set_num_threads(1)
 layer = getattr(birnn_ext, sys.argv[1])(256, 256, bidirectional=True)
-x, dy = torch.randn(100, 1, 256, requires_grad=True), torch.randn(100, 1, 512)
+x, dy = torch.randn(50, 1, 256, requires_grad=True), torch.randn(50, 1, 512)
 
 def step():
     layer.zero_grad()
@@ -217,6 +217,6 @@ print("right")
 )
 
 
-@pytest.mark.parametrize("kind", ["RNN", "GRU", "LSTM"])  # weight gradients of 256, 768 and 1024 KiB
+@pytest.mark.parametrize("kind", ["RNN", "GRU", "LSTM"])  # weight gradients of 256, 768 and 1024 KiB: 64 pages and more
 def test_a_training_step_works_in_the_memory_of_the_last_one(kind):
     check(STEPS, kind)

@@ -278,7 +278,7 @@ inline void run(Blocks& blocks, const std::function<void()>& body) {
   static constexpr size_t stack_bytes = 64 * 1024;
   static std::vector<std::vector<char>> stacks;  // kept from run to run
   static std::mt19937 random(unsigned(setting("BIRNN_SHIM_SEED", 0)));
-  const unsigned slow = unsigned(setting("BIRNN_SHIM_SLOW_BLOCK", -1));
+  const unsigned slow = unsigned(setting("BIRNN_SHIM_SLOW_BLOCK", -1)), seldom = unsigned(setting("BIRNN_SHIM_SELDOM", 1));
   body_of_all = &body;
   std::vector<Thread*> order;
   for (auto& block : blocks) {
@@ -303,10 +303,11 @@ inline void run(Blocks& blocks, const std::function<void()>& body) {
       }
       if (block->asleep) moved = true;
     }
-    // Some of what is in flight arrives, in any order.
+    // Some of what is in flight arrives, in any order; if a test wants it so, only in every so-manieth round (BIRNN_SHIM_SELDOM).
     std::shuffle(in_flight.begin(), in_flight.end(), random);
     moved = moved || !in_flight.empty();
-    for (size_t some = random() % (in_flight.size() / 2 + 2); some && !in_flight.empty(); --some) {
+    const size_t arriving = random() % (in_flight.size() / 2 + 2);
+    for (size_t some = rounds % seldom ? 0 : arriving; some && !in_flight.empty(); --some) {
       const Push push = in_flight.back();
       in_flight.pop_back();
       push.land();

@@ -45,25 +45,25 @@ std::vector<T> numbers(int64_t count) {
   return v;
 }
 
-// A kind of kernels, and the multiprocessors on which it is one group of rows in so many parts (for halves perhaps fewer), of
-// which one may have no units.
+// A kind of kernels, and the multiprocessors on which so many rows of floats (of halves: one) are one group in so many parts (for
+// halves perhaps fewer), of which one may have no units.
 struct Kind {
   const char *name, *multiprocessors;
-  int parts;
+  int rows, parts;
   Plan (*plan)(const Sizes&, bool, const Launch&);
   void (*forward)(const ForwardChunk&, const Launch&);
   void (*backward)(const BackwardChunk&, const Launch&);
 };
 const Kind kinds[] = {
-    {"block", "1", 0, [](const Sizes&, bool, const Launch&) { return Plan(); }, &forward_block, &backward_block},
-    {"spread", "3", 3, &spread_plan, &forward_spread, &backward_spread},
-    {"cluster", "4", 4, &cluster_plan, &forward_cluster, &backward_cluster},
+    {"block", "1", 5, 0, [](const Sizes&, bool, const Launch&) { return Plan(); }, &forward_block, &backward_block},
+    {"spread", "3", 2, 3, &spread_plan, &forward_spread, &backward_spread},
+    {"cluster", "4", 3, 4, &cluster_plan, &forward_cluster, &backward_cluster},
 };
 
 // Both passes of one direction. More steps than two turns of the slots.
 template <class T>
 void run(Hash& hash, Mode mode, int dir, const Kind& kind) {
-  const int64_t steps = 6, B = !kind.parts ? 5 : sizeof(T) == 4 ? 2 : 1, H = 9;
+  const int64_t steps = 6, B = !kind.parts || sizeof(T) == 4 ? kind.rows : 1, H = 9;
   const int64_t lengths[] = {5, 2, 0, 1, 5};
   const int64_t G = mode == GRU ? 3 : 4, C = 4, S = mode == GRU ? 4 : 5;
   std::vector<T> w = numbers<T>(G * H * H), b = numbers<T>(G * H), h = numbers<T>(B * H), y = numbers<T>(steps * B * H);

@@ -62,6 +62,11 @@ def test_a_missing_barrier_is_a_race(watched, kernels, barrier):
 EXCHANGE, PUSH, STEPS, CHIP = "cuda/exchange.h", "cuda/push.h", "cuda/steps.h", "cuda/chip.h"
 EARLY_SUMS = (STEPS, "link.vector(), 0);\n      lost = block_any(in_vain);", "link.vector(), 0);")
 EARLY_SUMS_IN_BACKWARD = (STEPS, "link.vector(), part);\n      lost = block_any(in_vain);", "link.vector(), part);")
+# Weights in registers: those of a neighbour, or in the place of a neighbour. (H = 9 leaves none to shared memory, and has one
+# tile of k, so that a neighbour's are zeros: partly held ones are test_spread.py's.)
+WRONG_HALVES = (CHIP, "? operand(p, me, from, part, k) :", "? operand(p, me, from, part, k + 1) :")
+WRONG_FLOATS = (CHIP, "push_in(held, four(part, g, q));", "push_in(held, four(part, (g + 1) % G, q));")
+MISPLACED = (CHIP, "array[i] = i + 1 < N ? array[i + 1] : last;", "array[i] = i + 2 < N ? array[i + 1] : last;")
 MUTANTS = {
     "spread": {
         "no_tag_check": [(EXCHANGE, "all = all && tag_of(word[j]) == tag;", "all = all && tag_of(word[j]) != 0;")],
@@ -80,8 +85,11 @@ MUTANTS = {
         ],
         "sums_read_too_early": [EARLY_SUMS],
         "sums_read_too_early_in_backward": [EARLY_SUMS_IN_BACKWARD],
+        "wrong_floats_held": [WRONG_FLOATS],
     },
     "cluster": {
+        "wrong_halves_held": [WRONG_HALVES],
+        "weights_held_in_the_wrong_place": [MISPLACED],
         "dropped_wait": [(PUSH, "here = !lost && has_arrived(arrivals + slot(), phase());", "here = true;")],
         "one_slot": [(PUSH, "return turn % 2;", "return 0;"), (PUSH, "uint32_t(turn / 2 % 2)", "uint32_t(turn % 2)")],
         "swapped_slot": [(PUSH, "return turn % 2;", "return turn % 2 ^ (blockIdx.x == 1);")],
@@ -142,17 +150,19 @@ def test_a_block_without_units_may_fall_behind():
     assert any(found != right("cluster") for found in answers(program, "cluster", **slow))
 
 
-# What makes it safe to end when some have given up and others have not.
+# What makes it safe to end when some have given up and others have not, and how seldom pushes arrive: if seldom, blocks wait
+# for them and meet at the end all the same; if often, there are none in flight that could have been waited for.
 ENDS = {
-    "no_barrier_behind_the_loop": (PUSH, "let_pushes_land();\n    cluster_barrier();", "let_pushes_land();"),
-    "pushes_in_flight_at_the_end": (PUSH, "if (lost || flag_is_up(x)) let_pushes_land();", ""),
+    "no_barrier_behind_the_loop": ("1", (PUSH, "let_pushes_land();\n    cluster_barrier();", "let_pushes_land();")),
+    "pushes_in_flight_at_the_end": ("8", (PUSH, "if (lost || flag_is_up(x)) let_pushes_land();", "")),
 }
 
 
 @pytest.mark.parametrize("name", ENDS)
 def test_no_block_of_a_cluster_ends_while_others_push(name):
-    """Here blocks give up before they have looked."""
-    hasty = {"BIRNN_CUDA_PATIENCE": "1"}
+    """Here blocks give up before they have looked, and what they push may take its time."""
+    seldom, change = ENDS[name]
+    hasty = {"BIRNN_CUDA_PATIENCE": "1", "BIRNN_SHIM_SELDOM": seldom}
     assert all(found.endswith("gave up") for found in answers(build.mutant("none"), "cluster", **hasty))
-    program = build.mutant(f"cluster_{name}", "cluster", [ENDS[name]])
+    program = build.mutant(f"cluster_{name}", "cluster", [change])
     assert any("a push into a block that has ended" in found for found in answers(program, "cluster", **hasty))

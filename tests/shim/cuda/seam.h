@@ -52,6 +52,7 @@ static inline uint32_t bits_of(T x) {
 static inline void block_barrier() { shim::me->block->wait(); }
 static inline bool block_any(bool so) { return shim::me->block->any(so); }
 static inline void warp_barrier() {}  // lanes do not run in step here, and whatever they make together waits by itself
+static inline int anew(int x) { return x; }
 static inline float exchange(float x, int mask) {
   return std::bit_cast<float>(shim::me->block->shuffle(std::bit_cast<uint32_t>(x), shim::me->number ^ mask));
 }
