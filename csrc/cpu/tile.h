@@ -64,12 +64,10 @@ __attribute__((noinline)) void tile(int64_t K, const A* __restrict__ a, int64_t 
     // The last index of an odd K is alone in its row.
     const auto step = [&](int64_t k, Vec<T>(&into)[MR][NV], bool alone = false) __attribute__((always_inline)) {
       const T* bk = b + k / deep * ldb;
-      if (form == INTERLEAVED) {
-        // nothing
-      } else if (MR < few_rows) {
+      if (form != INTERLEAVED && MR < few_rows) {
 #pragma GCC unroll 8
         for (int i = 0; i < NV * L; i += line) __builtin_prefetch(ahead + k / deep * ldb + i);
-      } else {
+      } else if (form != INTERLEAVED) {
         __builtin_prefetch(ahead + k / deep * line, 0, 2);
       }
       Vec<T> bv[NV];
