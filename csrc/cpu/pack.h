@@ -43,8 +43,8 @@ struct Shape {
 // Vectors of units per panel: gates * wide is at most 3, or 4 where the gates alone are.
 constexpr int panel_width(int gates) { return gates >= 3 ? 1 : 3 / gates; }
 
-// Every second unit of a and b within a span, a's before b's; lane i comes from lane source(i) of the two laid end to end. (The lanes
-// are written out as constants: of a vector of them GCC makes a general permutation.)
+// Every second unit of a and b within a span, a's before b's; lane i comes from lane source(i) of the two laid end to end. (The
+// lanes are written out as constants: of a vector of them GCC makes a general permutation.)
 template <class T, int unit, int span, int odd, int... i>
 BIRNN_INLINE Vec<T> every_second(Vec<T> a, Vec<T> b, std::integer_sequence<int, i...>) {
   constexpr auto source = [](int lane) {
@@ -58,9 +58,9 @@ BIRNN_INLINE Vec<T> every_second(Vec<T> a, Vec<T> b, std::integer_sequence<int, 
 #endif
 }
 
-// Transposes L rows of L elements in registers, in log2(L) rounds: of two rows one gets what has an even place, the other what has an
-// odd one; first elements within 16 bytes, then 16 bytes at a time. Both are one instruction, and need no register that says which
-// element goes where (packing is 2.5 times as fast as by swaps across whole vectors).
+// Transposes L rows of L elements in registers, in log2(L) rounds: of two rows one gets what has an even place, the other what has
+// an odd one; first elements within 16 bytes, then 16 bytes at a time. Both are one instruction, and need no register that says
+// which element goes where (packing is 2.5 times as fast as by swaps across whole vectors).
 template <class T, int apart = 1>
 BIRNN_INLINE void transpose(Vec<T> (&v)[lanes<T>]) {
   constexpr int L = lanes<T>, E = 16 / int(sizeof(T)), unit = apart < E ? 1 : E, span = apart < E ? E : L;

@@ -8,9 +8,9 @@
 namespace birnn {
 namespace BIRNN_NS {
 
-// How many rows of its panel a tile of few rows fetches ahead. Intel's processors gain 10 to 20 % where panels come from L3 (measured
-// on a Skylake-SP, with a prototype); a Zen 4 foresees the stream by itself, and reads it up to 30 % more slowly if it is helped.
-// (Rows that are read at once are no help, and cost nothing there: so this need not be known when the tile is compiled.)
+// How many rows of its panel a tile of few rows fetches ahead. Intel's processors gain 10 to 20 % where panels come from L3
+// (measured on a Skylake-SP, with a prototype); a Zen 4 foresees the stream by itself, and takes up to 30 % longer if it is helped.
+// (To fetch what is read next anyway costs nothing there: so this need not be known when the tile is compiled.)
 BIRNN_INLINE int64_t rows_ahead() {
 #if defined(__x86_64__)
   return __builtin_cpu_is("intel") ? 8 : 0;

@@ -1,7 +1,7 @@
 // Vectors of the instruction set at hand, with the compiler's vector extension (GCC and Clang): one source for AVX-512, AVX2,
 // SSE2 and NEON. BIRNN_VECTOR_BYTES is the width, BIRNN_NS the namespace of the instruction set.
-// Not here: 16-bit floats and parts of vectors (simd_memory.h), torch, functions of the STL (an inline function of the STL compiled for
-// AVX-512 could win at link time and run on a machine without), and intrinsics, but for the three that convert or multiply halves.
+// Not here: 16-bit floats and parts of vectors (simd_memory.h), torch, functions of the STL (an inline one compiled for AVX-512
+// could win at link time and run on a machine without), and intrinsics, but for the three that convert or multiply halves.
 #pragma once
 
 #include <cstdint>

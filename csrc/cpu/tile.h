@@ -14,7 +14,7 @@
 //   out [MR][NV] vectors, contiguous: a small buffer in L1 from which the caller's epilogue goes on. (Reading it back costs
 //       2 * MR * NV vector moves per K * MR * NV multiplications; in return one micro-kernel serves every cell and product.)
 //   ahead   what is fetched meanwhile. Of interleaved rows, whose panel has just been packed: nothing. Of few rows: as much as the
-//       panel, from here on. Else K cache lines of later tiles, into L2, while the processor is busy multiplying (up to 8 % where
+//       panel has, from here on. Else K cache lines of later tiles, into L2, while the processor is busy multiplying (up to 8 % where
 //       panels come from L3, nothing where they lie in L2 already).
 //
 // Not here: which tiles make up a product (panels.h), and any knowledge of gates.
