@@ -8,9 +8,8 @@
 namespace birnn {
 namespace BIRNN_NS {
 
-// How many rows of its panel a tile of few rows fetches ahead. Intel's processors gain 10 to 20 % where panels come from L3
-// (measured on a Skylake-SP, with a prototype); a Zen 4 foresees the stream by itself, and takes up to 30 % longer if it is helped.
-// (To fetch what is read next anyway costs nothing there: so this need not be known when the tile is compiled.)
+// How many rows of its panel a tile of few rows fetches ahead, 0 for none. Intel's processors gain 10 to 20 % where panels come from
+// L3 (measured on a Skylake-SP, with a prototype); a Zen 4 foresees the stream by itself, and takes up to 30 % longer if it is helped.
 BIRNN_INLINE int64_t rows_ahead() {
 #if defined(__x86_64__)
   return __builtin_cpu_is("intel") ? 8 : 0;
@@ -62,7 +61,8 @@ BIRNN_INLINE void product(Matrix<S>& w, int64_t M, const Operand<S>* a, int64_t 
       if (!in_place) {
         const Form form = w.s.pairs && !paired<A> ? PAIRS : PLAIN;
         const Tile<A> run = form == PAIRS ? tiles<A, PAIRS>[nv - 1][rows - 1] : tiles<A, PLAIN>[nv - 1][rows - 1];
-        const T* ahead = rows < few_rows ? panel + reach * nv * L : next + t * w.s.depth() * (64 / int64_t(sizeof(T)));
+        const T* own = reach ? panel + reach * nv * L : nullptr;
+        const T* ahead = rows < few_rows ? own : next + t * w.s.depth() * (64 / int64_t(sizeof(T)));
         run(K, from, lda, panel, nv * L, out, ahead);
       } else if (w.by_columns) {
         tile_of_dots(w.s, w.raw, w.first(p), units, rows, from, lda, out);
