@@ -162,12 +162,14 @@ BIRNN_INLINE void pack_vectors(int64_t k, int64_t units, F&& f, Wide<A>* to) {
   }
 }
 
-// The same out of w [K, N] (gates = 1): a row per summed index. Index k is row (k + shift) mod K.
+// The same out of w [K, N] (gates = 1): a row per summed index. Index k is row (k + shift) mod K. Rows lie far apart, so those to
+// come are fetched.
 template <class S>
 BIRNN_INLINE void pack_summed(const Shape& s, const S* w, int64_t shift, int64_t first, int units, Wide<S>* to) {
-  constexpr int L = lanes<Wide<S>>;
+  constexpr int L = lanes<Wide<S>>, line = 64 / int(sizeof(S));
   for (int64_t k = 0, row = shift; k < s.K; ++k, ++row) {
     const S* from = w + (row < s.K ? row : row - s.K) * s.N + first * L;
+    for (int i = 0; i < units * L; i += line) __builtin_prefetch(from + 16 * s.N + i, 0, 2);  // (past the end is no fault)
     pack_vectors<Operand<S>>(k, units, [&](int j) { return load_some(from + j * L, s.N - (first + j) * L); }, to);
   }
 }
@@ -198,11 +200,15 @@ struct Matrix {
   T* at(int64_t panel) const { return panels + first(raw && once ? begin() : panel) * s.gates * lanes<T> * s.depth(); }
 
   // Before the first product: so many are to come, of so many rows together. Packing a vector of L columns takes the time of
-  // K (log2(L) + 2) multiplications of vectors; a product without it L (log2(L) + 1) for each row, to add up lanes (dots.h). Of
-  // [K, N] a panel can be read in place, but only once: its rows lie far apart, and would drive each other out of the cache.
+  // K (log2(L) + 2) multiplications of vectors; a product without it L (log2(L) + 1) for each row, to add up lanes (dots.h), and
+  // about K / 6 more where 16 registers have it read more for each multiplication. (Not so with SSE2, where a packed product
+  // takes two instructions to spread an element of its rows, and dot products none.) Of [K, N] a panel can be read in place, but
+  // only once or twice: its rows lie far apart, and would drive each other out of the cache.
   void expect(int64_t products, int64_t rows) {
+    constexpr bool reads_more = BIRNN_VECTOR_REGISTERS < 32 && BIRNN_VECTOR_BYTES > 16;
     once = products == 1;
-    direct = by_columns ? rows * lanes<T> <= s.K : in_place && once && rows <= tile_rows(s.wide);
+    direct =
+        by_columns ? rows * (lanes<T> + (reads_more ? s.K / 32 : 0)) <= s.K : in_place && once && rows <= 2 * tile_rows(s.wide);
   }
   static constexpr bool in_place = sizeof(S) == sizeof(T);  // (the micro-kernel reads no other type)
 
