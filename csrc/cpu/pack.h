@@ -201,9 +201,10 @@ struct Matrix {
 
   // Before the first product: so many are to come, of so many rows together. Packing a vector of L columns takes the time of
   // K (log2(L) + 2) multiplications of vectors; a product without it L (log2(L) + 1) for each row, to add up lanes (dots.h), and
-  // about K / 6 more where 16 registers have it read more for each multiplication. (Not so with SSE2, where a packed product
-  // takes two instructions to spread an element of its rows, and dot products none.) Of [K, N] a panel can be read in place, but
-  // only once or twice: its rows lie far apart, and would drive each other out of the cache.
+  // about K / 6 more where 16 registers have it read more bytes for each multiplication (divided by log2(8) + 2, about K / 32; not
+  // so with SSE2, where a packed product takes two instructions to spread an element of its rows, and dot products none). Of
+  // [K, N] a panel can be read in place, but by one or two tiles of rows only: its rows lie far apart, and would drive each other
+  // out of the cache.
   void expect(int64_t products, int64_t rows) {
     constexpr bool reads_more = BIRNN_VECTOR_REGISTERS < 32 && BIRNN_VECTOR_BYTES > 16;
     once = products == 1;

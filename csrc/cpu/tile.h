@@ -1,4 +1,5 @@
-// The micro-kernel: a tile of MR rows times NV vectors of columns, kept in registers over the whole length K of the product.
+// The micro-kernel: a tile of MR rows times NV vectors of columns, kept in registers over the whole length K of the product (with 16
+// registers and NV = 4, one half of the columns after the other).
 //
 //   out[r][j] = sum over k of a(r, k) * b[k][j]        r < MR, j < NV (vectors)
 //
@@ -124,21 +125,24 @@ template <class A, int MR, int NV, Form form, class T = Wide<A>>
 __attribute__((noinline)) void tile(int64_t K, const A* __restrict__ a, int64_t lda, const T* __restrict__ b, int64_t ldb,
                                     T* __restrict__ out, const T* ahead) {
   constexpr int L = lanes<T>, W = pass_vectors(MR, NV);
-  const auto passes = [&](auto fetch) __attribute__((always_inline)) {
-    for (int j = 0; j < NV * L; j += W * L) {
-      tile_pass<A, MR, W, form, fetch.value>(K, a, lda, b + j, ldb, out + j, NV * L, fetch.value ? ahead + j : ahead);
-    }
+  constexpr bool fetch = form != INTERLEAVED, again = fetch && MR < few_rows;
+  const auto pass = [&](int j, auto fetch) __attribute__((always_inline)) {
+    tile_pass<A, MR, W, form, fetch.value>(K, a, lda, b + j, ldb, out + j, NV * L, fetch.value ? ahead + j : ahead);
   };
-  // (A test within the loop would take as long as what it saves: 10 to 30 % of a tile of few rows with 16 registers.)
-  constexpr bool idle = form == INTERLEAVED;
-  if (!idle && MR < few_rows && !ahead) return passes(std::false_type{});
-  passes(std::integral_constant<bool, !idle>{});
+  // Two copies of the loop: to ask within it whether to fetch would cost what that saves.
+  if (fetch && (MR >= few_rows || ahead)) {
+    pass(0, std::integral_constant<bool, fetch>{});
+    // Cache lines of later tiles have been asked for by now, those of the own panel have not.
+    if (W < NV) pass(W * L, std::integral_constant<bool, again>{});
+  } else {
+    for (int j = 0; j < NV * L; j += W * L) pass(j, std::false_type{});
+  }
 }
 
 template <class A>
 using Tile = void (*)(int64_t, const A*, int64_t, const Wide<A>*, int64_t, Wide<A>*, const Wide<A>*);
 
-// tiles<A, form>[NV - 1][MR - 1]; null where the registers do not suffice, and for PAIRS of anything but floats.
+// tiles<A, form>[NV - 1][MR - 1]; null where registers do not suffice for so many rows, and for PAIRS of anything but floats.
 template <class A, int MR, int NV, Form form>
 constexpr Tile<A> tile_or_null() {
   if constexpr (MR <= tile_rows(NV) && (form != PAIRS || sizeof(A) == 4)) {

@@ -83,6 +83,7 @@ BIG = {
     "one_step_chunks": {"mode": "LSTM", "T": 3, "B": 33, "I": 20, "H": 600},
     # One step, whose weights are read in place by two tiles of rows: 5 to 8 with AVX2, 9 to 16 with AVX-512.
     "one_step_of_7_rows": {"mode": "LSTM", "T": 1, "B": 7, "I": 70, "H": 33},
+    "shifted_step_of_7_rows": {"mode": "GRU", "T": 1, "B": 7, "I": 100, "H": 40},
     "one_step_of_13_rows": {"mode": "GRU", "T": 1, "B": 13, "I": 100, "H": 40},
     "many_features": {"mode": "RNN_TANH", "T": 4, "B": 3, "I": 1500, "H": 5},
     "two_threads_worth": {"mode": "GRU", "T": 30, "B": 9, "I": 40, "H": 130, "lengths": grids.ragged(30, 9)},
